@@ -45,6 +45,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case badPublishedPort(String, PublishedPort.Problem)
     /// A socket that cannot be connected to.
     case streamUnavailable(String, SystemCallError)
+    /// A network of machines could not be set up.
+    case nat(NetworkError)
     /// The kernel refused for another reason; `explanation` is its own text, if it gave one.
     case refused(action: String, SystemCallError, explanation: String)
 
@@ -148,6 +150,7 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             case ENAMETOOLONG: "the path of a socket has 1 to 107 bytes, \(path.printable) has \(path.utf8.count)"
             default: "connecting to the socket \(path.printable) failed: \(error.reason)"
             }
+        case .nat(let error): error.description
         case .refused(let action, let error, let explanation):
             "\(action) failed: \(error.reason)" + (explanation.isEmpty ? "" : " (\(explanation))")
         }

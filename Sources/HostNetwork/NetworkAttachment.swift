@@ -19,6 +19,9 @@ public enum NetworkBackend: Equatable, Sendable {
     /// A UNIX socket that a program listens on which carries frames.
     /// - Parameter mtu: as for passt; nil for Ethernet's own.
     case stream(path: String, mtu: Int? = nil)
+    /// A TAP that is a port of a network's bridge, which is brought up if it is down.
+    /// - Parameter mtu: in bytes; nil for the bridge's.
+    case nat(NetworkName, mtu: Int? = nil)
 
     /// A descriptor of an interface with one queue.
     public static func descriptor(_ number: Int32) -> NetworkBackend { .descriptors([number]) }
@@ -85,6 +88,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     private let changes: HostChanges?
     /// For the interface's counters, on any thread: no socket is opened later.
     private let netlink: Guarded<RouteNetlink?>
+    /// What a user is to know of the changes on the host.
+    public let notes: [String]
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
     /// - Parameters:
@@ -111,12 +116,26 @@ public struct NetworkAttachment: ~Copyable, Sendable {
             let mtu = try Self.checked(mtu) ?? FrameStream.usualMTU
             self.init(stream: try FrameStream.connect(to: path), mtu: mtu)
         case .tap(let name, let port, let mtu):
-            var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
-            let tap = try changes.attach(name, to: port, mtu: mtu, queues: queues)
-            let given = changes.mtu, index = changes.tapIndex
-            let decision = try changes.decide(offload)
-            self.init(tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes)
+            try self.init(tap: name, port, mtu: mtu, queues: queues, offload: offload)
+        case .nat(let network, let mtu):
+            let membership: Networks.Membership
+            do throws(NetworkError) { membership = try Networks().join(network) } catch { throw .nat(error) }
+            let port = NetworkBackend.BridgePort(membership.state.bridge)
+            try self.init(tap: nil, port, mtu: mtu, queues: queues, offload: offload, notes: membership.report)
+            _ = consume membership
         }
+    }
+
+    private init(
+        tap name: InterfaceName?, _ port: NetworkBackend.BridgePort?, mtu: Int?, queues: Int, offload: Bool?,
+        notes: [String] = []
+    ) throws(HostNetworkError) {
+        var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
+        let tap = try changes.attach(name, to: port, mtu: mtu, queues: queues)
+        let given = changes.mtu, index = changes.tapIndex
+        let decision = try changes.decide(offload)
+        self.init(
+            tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes, notes: notes)
     }
 
     private static func checked(_ mtu: Int?) throws(HostNetworkError) -> Int? {
@@ -132,8 +151,9 @@ public struct NetworkAttachment: ~Copyable, Sendable {
 
     private init(
         tap: consuming TAPDevice, mtu: Int, index: Int32, offloads: OffloadDecision, isMACVTAP: Bool,
-        changes: consuming HostChanges?
+        changes: consuming HostChanges?, notes: [String] = []
     ) {
+        self.notes = notes
         name = tap.name.text
         carrier = .tap(tap)
         self.mtu = mtu
@@ -152,6 +172,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         offloads = OffloadDecision(isOn: false, reason: "its peer takes complete frames only")
         isMACVTAP = false
         changes = nil
+        notes = []
         netlink = Guarded(nil)
     }
 

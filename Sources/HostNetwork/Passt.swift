@@ -16,18 +16,7 @@ public enum Passt {
     static let usualMTU = FrameStream.possibleMTU.upperBound
 
     /// The program, searched in `PATH`; nil if it is not installed.
-    public static func find() -> String? {
-        guard let path = unsafe getenv("PATH") else { return nil }
-        // A string of the environment, which nothing changes.
-        for directory in unsafe String(cString: path).split(separator: ":") where directory.first == "/" {
-            let file = "\(directory)/passt"
-            var status = stat()
-            if unsafe stat(file, &status) == 0, status.st_mode & S_IFMT == S_IFREG, unsafe access(file, X_OK) == 0 {
-                return file
-            }
-        }
-        return nil
-    }
+    public static func find() -> String? { HelperProgram.find("passt", more: []) }
 
     /// - Returns: a connection to it, when it is ready.
     /// - Throws: `passtMissing`, `passtFailed`, `cannotPublish`, `refused`.
@@ -37,28 +26,18 @@ public enum Passt {
         let process: pid_t
         do throws(SystemCallError) {
             // The other ends are closed with these values: they are the program's alone, whose end is then seen.
-            let sockets = try FrameStream.pair(), pipe = try Self.pipe()
-            process = try spawn(
+            let sockets = try FrameStream.pair(), pipe = try HelperProgram.pipe()
+            process = try HelperProgram.spawn(
                 program, arguments(ports, mtu, nameServers: nameServers), socket: sockets.peer, errors: pipe.peer)
             own = sockets.own
             output = pipe.own
         } catch { throw .refused(action: "starting \(program)", error, explanation: "") }
-        let (status, text) = wait(for: process, output)
+        let (status, text) = HelperProgram.wait(for: process, output, patience: patience)
         switch status {
         case 0?: return FrameStream(own, name: "passt")
         case nil: throw .passtFailed("did not start within \(patience) seconds")
         default: throw explanation(of: text, status: status ?? 0, ports)
         }
-    }
-
-    /// A pipe whose own end is for reading, without waiting.
-    private static func pipe() throws(SystemCallError) -> FrameStream.Pair {
-        var ends: [Int32] = [-1, -1]
-        // Two numbers are written.
-        if unsafe clinux_pipe_cloexec(&ends) < 0 { throw .last("pipe2") }
-        let pipe = FrameStream.Pair(own: FileDescriptor(owning: ends[0]), peer: FileDescriptor(owning: ends[1]))
-        try pipe.own.setNonBlocking(true)
-        return pipe
     }
 
     /// The name servers to give the guest in place of the host's; empty where those are of use to it.
@@ -96,54 +75,6 @@ public enum Passt {
         words += tcp.isEmpty ? ["-t", "none"] : tcp.flatMap { ["-t", $0.forPasst] }
         words += udp.isEmpty ? ["-u", "none"] : udp.flatMap { ["-u", $0.forPasst] }
         return words
-    }
-
-    private static func spawn(
-        _ program: String, _ arguments: [String], socket: borrowing FileDescriptor, errors: borrowing FileDescriptor
-    ) throws(SystemCallError) -> pid_t {
-        var words = unsafe arguments.map { unsafe strdup($0) } + [nil]
-        defer { unsafe words.forEach { unsafe free($0) } }
-        var process: pid_t = 0
-        // A list of strings that ends with nil, and lives for the call.
-        let status = unsafe clinux_spawn(&process, program, &words, socket.rawValue, errors.rawValue)
-        if status != 0 { throw SystemCallError("posix_spawn", errno: status) }
-        return process
-    }
-
-    /// Waits until the program has become ready, or has failed.
-    /// - Returns: its exit status, or 128 and the number of the signal that killed it, nil if that was done here; and
-    ///   what it printed.
-    private static func wait(for process: pid_t, _ output: borrowing FileDescriptor) -> (Int32?, String) {
-        var text: [UInt8] = []
-        let deadline = TimerFD.now + UInt64(patience) * 1000
-        while TimerFD.now < deadline {
-            var line = pollfd(fd: output.rawValue, events: Int16(POLLIN), revents: 0)
-            // It closes its output, too, when it is ready.
-            _ = unsafe poll(&line, 1, 50)
-            text += take(output)
-            var status: Int32 = 0
-            let result = unsafe waitpid(process, &status, WNOHANG)
-            // Where SIGCHLD is ignored, as a careless parent leaves it, the kernel keeps no status. The card sees it
-            // when the connection has ended.
-            if result < 0, errno == ECHILD { return (0, "") }
-            if result == process {
-                text += take(output)
-                let code = status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
-                return (code, String(decoding: text, as: UTF8.self))
-            }
-            if line.revents & Int16(POLLHUP) != 0 { usleep(2_000) }
-        }
-        kill(process, SIGKILL)
-        _ = waitpid(process, nil, 0)
-        return (nil, "")
-    }
-
-    /// What is there of its output, of which a bounded part is kept.
-    private static func take(_ output: borrowing FileDescriptor) -> [UInt8] {
-        var room = [UInt8](repeating: 0, count: 4096)
-        // As many bytes as the array has room for.
-        let count = unsafe room.withUnsafeMutableBytes { unsafe read(output.rawValue, $0.baseAddress, $0.count) }
-        return Array(room.prefix(max(0, count)))
     }
 
     /// The sentence for a failure, out of what passt printed about it.

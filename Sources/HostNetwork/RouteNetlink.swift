@@ -227,7 +227,7 @@ public struct RouteNetlink: ~Copyable, Sendable {
 
     /// Sends a request and collects the payloads of its replies, up to the acknowledgement or the end of the dump.
     /// - Returns: nil for a dump that the kernel calls inconsistent.
-    private func exchange(_ request: NetlinkMessage, _ action: String) throws(HostNetworkError) -> [NetlinkBytes]? {
+    func exchange(_ request: NetlinkMessage, _ action: String) throws(HostNetworkError) -> [NetlinkBytes]? {
         func failure(_ error: SystemCallError) -> HostNetworkError { .refused(action: action, error, explanation: "") }
         let sequence = UInt32.random(in: 1...UInt32.max)
         var request = request

@@ -44,6 +44,8 @@ public struct Configuration: Sendable {
     /// The files that the seed was made from, each with the option that named it.
     public var seedFiles: [(option: String, path: String)] = []
     public var networks: [Network]
+    /// Whether the machine was given its name; nil: unless it is the usual one.
+    public var isNamed: Bool?
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?
     public var console: ConsoleKind
@@ -74,7 +76,7 @@ public struct Configuration: Sendable {
     var eventClock: (@Sendable () -> UInt64)?
 
     public init(
-        name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20),
+        name: String = Self.usualName, uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20),
         nodes: [Node] = [],
         kernel: Kernel = .automatic, initrd: String? = nil,
         commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], entropy: Entropy? = nil,
@@ -341,16 +343,32 @@ public struct Configuration: Sendable {
                 for port in published where !ports.insert([Int(port.port), port.isUDP ? 1 : 0]).inserted {
                     throw .networks(.samePort(port.port, isUDP: port.isUDP))
                 }
-            case .tap, .stream: break
+            case .tap, .stream, .nat: break
             }
             if let address = network.mac, !addresses.insert(address).inserted { throw .networks(.sameAddress(address)) }
         }
     }
 
+    /// The name of a machine that was given none.
+    public static let usualName = "swkvm"
+
+    /// Indicates whether the machine was given its name.
+    public var hasOwnName: Bool { isNamed ?? (name != Self.usualName) }
+
     /// What a network interface's address is derived from: the TAP's name, or what cannot be the name of one.
-    func identity(ofNetwork index: Int, interface: String) -> String {
+    public func identity(ofNetwork index: Int, interface: String) -> String {
         switch networks[index].backend {
-        case .tap, .descriptors: return interface
+        case .descriptors, .tap(.some, _, _): return interface
+        // Each of several machines without a name has an interface, and so an address, of its own.
+        case .tap where !hasOwnName, .nat where !hasOwnName: return interface
+        case .tap(_, let port, _):
+            let number = networks[..<index].count {
+                if case .tap(nil, port, _) = $0.backend { true } else { false }
+            }
+            return "bridge \(port?.name.text ?? "") \(number)"
+        case .nat(let name, _):
+            let number = networks[..<index].count { if case .nat(name, _) = $0.backend { true } else { false } }
+            return "network \(name) \(number)"
         case .stream(let path, _): return "stream \(path)"
         case .user:
             let number = networks[..<index].count { if case .user = $0.backend { true } else { false } }

@@ -164,6 +164,7 @@ struct VirtioSlot: Sendable {
         }
         // An interface that is slower than possible without a request for that deserves more than a line that is
         // usually hidden.
+        for note in attachment.notes { log.notice("\(note)") }
         let offloads = attachment.offloads
         let isUnexpected = network.offload == nil && !offloads.isOn && !attachment.isStream
         log.log(level: isUnexpected ? .notice : .info, "\(offloads)")
@@ -172,6 +173,12 @@ struct VirtioSlot: Sendable {
             ?? HostIdentity().address(
                 ofMachine: configuration.name,
                 interface: configuration.identity(ofNetwork: index, interface: attachment.name))
+        if case .nat(let name, _) = network.backend, configuration.hasOwnName {
+            // Without it the guest only has no name there.
+            do throws(NetworkError) { try Networks().register(address, configuration.name, in: name) } catch {
+                log.warning("\(error)")
+            }
+        }
         do throws(SystemCallError) {
             return try NetworkDevice(
                 name: "net\(index)", address: address, attachment: attachment,

@@ -136,10 +136,10 @@ enum ForeignWords {
             )
         ),
         // Network
-        ("netdev nic network w", .use("--net user, or --net tap=NAME[,bridge=NAME]")),
+        ("netdev nic network w", .use("--net user, --net nat, or --net bridge=NAME")),
         ("tap tap-device", .use("--net tap=NAME[,bridge=NAME]")),
         ("publish p hostfwd", .use("--net user,publish=PORT:GUESTPORT")),
-        ("bridge b", .use("--net tap=NAME,bridge=NAME")),
+        ("bridge b", .use("--net bridge=NAME")),
         ("mac", .use("--net tap=NAME,mac=MAC")),
         // Devices
         ("device", .unavailable("the devices are virtio: --disk, --net and --rng")),

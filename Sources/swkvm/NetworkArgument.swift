@@ -5,17 +5,20 @@ internal import Devices
 internal import HostNetwork
 internal import Machine
 
-/// `--net user,…`, `--net tap=NAME,…`, `--net fd=N,…`, `--net stream=PATH,…` or `--net none`.
+/// `--net user,…`, `--net nat,…`, `--net bridge=NAME,…`, `--net tap=NAME,…`, `--net fd=N,…`, `--net stream=PATH,…`
+/// or `--net none`.
 struct NetworkArgument {
     static let completion = ValueCompletion.list([
-        "user%tap/fd/stream/none/bridge/create/offload/queues", "+publish=%tap/fd/stream/none",
-        "tap=@tap%fd/user/stream/none", "bridge=@bridge%fd/user/stream/none", "create%fd/user/stream/none",
+        "user%tap/fd/stream/none/bridge/create/offload/queues/nat", "+publish=%tap/fd/stream/none/nat",
+        "nat%tap/fd/stream/none/user/publish/bridge/create",
+        "tap=@tap%fd/user/stream/none/nat", "bridge=@bridge%fd/user/stream/none/nat",
+        "create%fd/user/stream/none/nat",
         "mac=%none", "mac-lock=on/off%none", "mtu=%fd/none", "offload=on/off%user/stream/none",
         "queues=%fd/user/stream/none", "rx-bps=%none", "rx-bps-burst=%none", "rx-pps=%none", "rx-pps-burst=%none",
         "tx-bps=%none", "tx-bps-burst=%none", "tx-pps=%none", "tx-pps-burst=%none",
-        "fd=%tap/bridge/create/mtu/queues/user/stream/none/publish",
-        "stream=@file%tap/fd/user/none/bridge/create/offload/queues/publish",
-        "none%user/publish/tap/bridge/create/mac/mac-lock/mtu/offload/queues/fd/stream",
+        "fd=%tap/bridge/create/mtu/queues/user/stream/none/publish/nat",
+        "stream=@file%tap/fd/user/none/bridge/create/offload/queues/publish/nat",
+        "none%user/publish/tap/bridge/create/mac/mac-lock/mtu/offload/queues/fd/stream/nat",
     ])
 
     /// nil for `none`.
@@ -47,6 +50,7 @@ struct NetworkArgument {
     /// The words of an argument, each valid by itself.
     private struct Words {
         var isUser = false
+        var network: NetworkName?
         var publish: [PublishedPort] = []
         var stream: String?
         var tap: InterfaceName?
@@ -67,6 +71,7 @@ struct NetworkArgument {
             if try receive.take(key, value) || transmit.take(key, value) { return }
             switch (key, value) {
             case ("user", nil): isUser = true
+            case ("nat", let value): network = try value.map { try NetworkName($0) } ?? .standard
             case ("publish", let value?): publish.append(try PublishedPort(parsing: value))
             case ("stream", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("stream= needs the path of a socket") }
@@ -91,12 +96,13 @@ struct NetworkArgument {
             case ("fd", let value?): descriptors = try NetworkArgument.descriptors(value)
             default:
                 throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected user, publish=, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected user, publish=, nat, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
                 )
             }
         }
 
         func backend() throws(ArgumentProblem) -> NetworkBackend {
+            if let network { return try natBackend(network) }
             if isUser || stream != nil { return try streamBackend() }
             guard publish.isEmpty else {
                 throw ArgumentProblem("publish= requires user: use user,publish=PORT:GUESTPORT")
@@ -114,11 +120,25 @@ struct NetworkArgument {
                 }
                 return .descriptors(descriptors)
             }
-            guard let tap else {
-                throw ArgumentProblem("a network interface needs user, tap=NAME, fd=N or stream=PATH")
+            guard tap != nil || bridge != nil && !create else {
+                throw ArgumentProblem(
+                    bridge == nil
+                        ? "a network interface needs user, nat, bridge=NAME, tap=NAME, fd=N or stream=PATH"
+                        : "create requires tap=NAME")
             }
             guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
             return .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu)
+        }
+
+        private func natBackend(_ name: NetworkName) throws(ArgumentProblem) -> NetworkBackend {
+            let others: [(String, Bool)] = [
+                ("user", isUser), ("stream=", stream != nil), ("tap=", tap != nil), ("fd=", descriptors != nil),
+                ("bridge=", bridge != nil), ("create", create), ("publish=", !publish.isEmpty),
+            ]
+            if let other = others.first(where: \.1) {
+                throw ArgumentProblem("nat cannot be combined with \(other.0): give each interface a --net of its own")
+            }
+            return .nat(name, mtu: mtu)
         }
 
         private func streamBackend() throws(ArgumentProblem) -> NetworkBackend {

@@ -131,6 +131,15 @@ import Testing
         #expect(network == ("t", "br0", true, 9000, "52:54:00:ab:cd:ef"))
     }
 
+    @Test func networksOfTheHost() throws {
+        func backend(_ text: String) throws -> NetworkBackend? { try NetworkArgument(parsing: text).network?.backend }
+        #expect(try backend("nat") == .nat(.standard))
+        #expect(try backend("mtu=1400,nat=lab,mac=52:54:00:12:34:56") == .nat(NetworkName("lab"), mtu: 1400))
+        #expect(try backend("bridge=br0") == .tap(nil, bridge: .init(InterfaceName("br0"))))
+        #expect(throws: NetworkError.badName("Lab")) { try NetworkArgument(parsing: "nat=Lab") }
+        #expect(try NetworkArgument(parsing: "nat,queues=2,offload=off").network?.queues == 2)
+    }
+
     @Test func user() throws {
         func backend(_ text: String) throws -> NetworkBackend? { try NetworkArgument(parsing: text).network?.backend }
         #expect(try backend("user") == .user())
@@ -168,10 +177,15 @@ import Testing
     @Test(arguments: [
         (
             "",
-            "'' is not recognized; expected user, publish=, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
+            "'' is not recognized; expected user, publish=, nat, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
         ),
         ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
-        ("bridge=br0", "a network interface needs user, tap=NAME, fd=N or stream=PATH"),
+        ("bridge=br0,create", "create requires tap=NAME"),
+        ("create", "a network interface needs user, nat, bridge=NAME, tap=NAME"),
+        ("nat,user", "nat cannot be combined with user: give each interface a --net of its own"),
+        ("nat=lab,tap=t", "nat cannot be combined with tap="),
+        ("nat,bridge=br0", "nat cannot be combined with bridge="),
+        ("nat,publish=1:2", "nat cannot be combined with publish="),
         ("tap=a,create", "create requires bridge=NAME"),
         ("tap=a,mtu=67", "mtu=67 is not a valid MTU; expected 68 to 65521"),
         ("tap=a,offload", "offload is not recognized; expected offload=on or offload=off"),
@@ -192,7 +206,7 @@ import Testing
         ("fd=3:4,queues=3", "queues=3 needs as many descriptors; fd= has 2"),
         ("fd=3:4:5:6:7:8:9:10:11", "fd= has 9 descriptors; expected 1 to 8"),
         ("fd=3,create", "fd= passes a TAP that is already configured"),
-        ("mac=52:54:00:12:34:56", "a network interface needs user, tap=NAME, fd=N or stream=PATH"),
+        ("mac=52:54:00:12:34:56", "a network interface needs user, nat, bridge=NAME, tap=NAME, fd=N or stream=PATH"),
         ("user=x", "'user=x' is not recognized; expected user, publish="),
         ("user,user", "'user' is given twice"),
         ("user,tap=a", "user cannot be combined with tap="),

@@ -106,7 +106,7 @@ import Testing
         let files = try Inventory(Directories(definitions: "/d", data: "/m", runtime: "/r")).testFiles("web")
         let definition = Definition([Option("net", "user,publish=2222:22"), Option("user", "debian")])
         let port = try #require(PublishedPort.all(in: definition).first)
-        let words = SSHCommand.arguments(port, files, definition)
+        let words = SSHCommand.arguments(port.address, port.port, files, definition)
         #expect(words.suffix(3) == ["-l", "debian", "127.0.0.1"])
         #expect(words.starts(with: ["-p", "2222"]) && words.contains("UserKnownHostsFile=\"/m/web/known_hosts\""))
     }

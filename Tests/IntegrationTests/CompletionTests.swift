@@ -170,8 +170,8 @@ private final class CompletingShell {
             (
                 "swkvm help ",
                 [
-                    "console", "create", "delete", "doctor", "edit", "image", "info", "list", "logs", "restart", "run",
-                    "ssh", "start", "stop",
+                    "console", "create", "delete", "doctor", "edit", "image", "info", "ip", "list", "logs", "network",
+                    "restart", "run", "ssh", "start", "stop",
                 ]
             ),
             ("swkvm help image snapshot ", ["apply", "create", "delete", "list"]),
@@ -249,7 +249,8 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(
             try shell.offers(for: "swkvm run --net ") == [
-                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "none", "offload=", "publish=", "queues=",
+                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "nat", "none", "offload=", "publish=",
+                "queues=",
                 "rx-bps-burst=", "rx-bps=", "rx-pps-burst=", "rx-pps=", "stream=", "tap=", "tx-bps-burst=", "tx-bps=",
                 "tx-pps-burst=", "tx-pps=", "user",
             ])

@@ -14,7 +14,7 @@ struct ListCommand: MachineVerb {
         abstract: "List the machines that are defined, and which of them run.",
         discussion: """
             USED is the memory that the machine's process has, its guest's included, and DISK what the machine's own directory takes on the \
-            host. A published port is shown as HOST:PORT → guest's port.
+            host. ADDRESS is what the guest has from the DHCP server of a network (--net nat). A published port is shown as HOST:PORT → guest's port.
 
             \(MachineTool.exitStatuses)
             """)
@@ -32,7 +32,8 @@ struct ListCommand: MachineVerb {
             for name in all { print(name) }
             return
         }
-        let states = all.compactMap { MachineState($0, inventory) }
+        let addresses = MachineAddresses()
+        let states = all.compactMap { MachineState($0, inventory, addresses) }
         if json { return print(JSON.array(states.map(\.json))) }
         for line in HelpTable.columns([MachineState.heads] + states.map(\.row)) { print(line) }
     }
@@ -55,14 +56,17 @@ struct InfoCommand: MachineVerb {
         let inventory = try inventory()
         let name = try machineName(name)
         let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
-        guard let state = MachineState(name, inventory) else { return }
+        guard let state = MachineState(name, inventory, MachineAddresses()) else { return }
         if json { return print(state.json) }
-        let rows = [
+        let addresses =
+            state.addresses.isEmpty ? nil : state.addresses.map(\.description).joined(separator: " ")
+        let rows: [(String, String?)] = [
             ("name", "\(name)"), ("state", state.word),
             ("process", state.process.map { "\($0)" }),
             ("up", state.seconds.map(MachineState.duration)),
             ("memory used", state.memory.map(ImageTool.size)),
             ("disk used", ImageTool.size(state.disk)),
+            ("address", addresses),
             ("definition", files.definition.printable), ("directory", files.directory.printable),
             ("console", state.process == nil ? nil : files.console.printable),
         ]
@@ -91,9 +95,11 @@ struct MachineState {
     let memory: UInt64?
     /// Bytes on the host.
     let disk: UInt64
+    /// That its guest has from a network of this host.
+    let addresses: [IPv4Address]
 
     /// nil for a machine that is deleted at this moment.
-    init?(_ name: MachineName, _ inventory: Inventory) {
+    init?(_ name: MachineName, _ inventory: Inventory, _ addresses: MachineAddresses) {
         guard let files = try? inventory.files(of: name) else { return nil }
         self.name = name
         do throws(InventoryError) {
@@ -113,17 +119,19 @@ struct MachineState {
         seconds = process.flatMap(Self.age)
         memory = process.flatMap(Self.residentBytes)
         disk = inventory.bytes(of: files)
+        self.addresses = process == nil ? [] : addresses.all(of: name, definition)
     }
 
     var word: String { !isKnown ? "unknown" : process != nil ? "running" : problem != nil ? "invalid" : "stopped" }
 
-    static let heads = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "DISK", "UP", "PORTS"]
+    static let heads = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "DISK", "UP", "ADDRESS", "PORTS"]
 
     var row: [String] {
         [
             "\(name)", word, problem == nil ? definition.value(of: "cpus") ?? "1" : "-",
             problem == nil ? definition.value(of: "mem") ?? "\(RunCommand.defaultMemory)" : "-",
             memory.map(ImageTool.size) ?? "-", ImageTool.size(disk), seconds.map(Self.duration) ?? "-",
+            addresses.isEmpty ? "-" : addresses.map(\.description).joined(separator: " "),
             ports.isEmpty ? "-" : ports.map { "\($0.address):\($0.port) → \($0.guestPort)" }.joined(separator: " "),
         ]
     }
@@ -141,6 +149,7 @@ struct MachineState {
             ),
             ("used-memory", memory.map { .number($0) }), ("used-disk", .number(disk)),
             ("up", seconds.map { .number($0) }),
+            ("addresses", .array(addresses.map { .string("\($0)") })),
             (
                 "ports",
                 .array(

@@ -47,12 +47,16 @@ enum MachineTool {
     /// The status of a verb that could not do what was asked.
     static let failure: Int32 = 1
 
-    static let exitStatuses = """
+    static let exitStatuses = exitStatuses(of: "a machine")
+
+    static func exitStatuses(of thing: String) -> String {
+        """
         EXIT STATUS
           0    done
           1    it could not be done, for the reason on standard error
-          64   the command line is wrong, or names a machine that does not exist
+          64   the command line is wrong, or names \(thing) that does not exist
         """
+    }
 
     /// Runs a program with this process's standard streams, and waits for it.
     /// - Returns: its exit status, 128 and the signal's number if one ended it; nil if it cannot be started.

@@ -13,8 +13,8 @@ struct SSHCommand: MachineVerb {
         abstract: "Log in to the guest of a running machine by ssh.",
         usage: "swkvm ssh <name> [<command> ...]",
         discussion: """
-            Runs ssh(1) with the user of --user and the port that --net user,publish=PORT:22 forwards, which `swkvm create IMAGE` sets up. The \
-            guest's host key is stored in the machine's own directory, at the first time without a question. What follows NAME is passed to ssh: \
+            Runs ssh(1) with the user of --user and the port that --net user,publish=PORT:22 forwards, which `swkvm create IMAGE` sets up, or \
+            else with the address that the guest has from its network (--net nat). The guest's host key is stored in the machine's own directory, at the first time without a question. What follows NAME is passed to ssh: \
             options of ssh, and a command.
 
             EXAMPLES
@@ -38,26 +38,37 @@ struct SSHCommand: MachineVerb {
             guard try files.runningProcess() != nil else { throw .notRunning(name) }
             return (files, try inventory.definition(of: name))
         }
-        guard let port = PublishedPort.all(in: definition).first(where: { $0.guestPort == 22 }) else {
+        let addresses = MachineAddresses()
+        let arguments: [String]
+        if let port = PublishedPort.all(in: definition).first(where: { $0.guestPort == 22 }) {
+            arguments = Self.arguments(port.address, port.port, files, definition)
+        } else if let address = addresses.all(of: name, definition).first {
+            arguments = Self.arguments(address.description, 22, files, definition)
+        } else if !addresses.interfaces(of: name, definition).isEmpty {
+            StandardError().say("\(name) has no address yet: its guest has not asked for one by DHCP")
+            throw ExitCode(MachineTool.failure)
+        } else {
             StandardError().say(
                 "no port of the host leads to the guest's port 22: add publish=PORT:22 to --net user (swkvm edit \(name)), or run ssh with the guest's address"
             )
             throw ExitCode(MachineTool.failure)
         }
-        MachineTool.become("ssh", Self.arguments(port, files, definition) + words.dropFirst())
+        MachineTool.become("ssh", arguments + words.dropFirst())
         StandardError().say(
             "ssh cannot be run: \(SystemCallError.last("execvp").reason); `apt-get install openssh-client` installs it")
         throw ExitCode(MachineTool.failure)
     }
 
-    static func arguments(_ port: PublishedPort, _ files: MachineFiles, _ definition: Definition) -> [String] {
+    static func arguments(
+        _ address: String, _ port: UInt16, _ files: MachineFiles, _ definition: Definition
+    ) -> [String] {
         var words = [
-            "-p", "\(port.port)", "-o", "HostKeyAlias=\(files.name)", "-o", "StrictHostKeyChecking=accept-new",
+            "-p", "\(port)", "-o", "HostKeyAlias=\(files.name)", "-o", "StrictHostKeyChecking=accept-new",
             // Quoted: its value is a list of files.
             "-o", "UserKnownHostsFile=\"\(files.knownHosts)\"",
         ]
         if let user = definition.value(of: "user") { words += ["-l", user] }
-        return words + [port.address]
+        return words + [address]
     }
 }
 

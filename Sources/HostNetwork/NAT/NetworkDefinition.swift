@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Linux
+
+/// What a network of machines is, as its file has it.
+///
+///     bridge = "swkvm1"
+///     subnet = "10.20.30.0/24"
+public struct NetworkDefinition: Equatable, Sendable {
+    /// The bridge whose ports its machines are.
+    public var bridge: InterfaceName
+    /// The addresses of the host and of the guests; nil for a range that is free when the network starts.
+    public var subnet: Subnet?
+
+    public init(bridge: InterfaceName, subnet: Subnet? = nil) {
+        self.bridge = bridge
+        self.subnet = subnet
+    }
+
+    /// Of the network `default`, unless it is defined otherwise.
+    public static let standard = NetworkDefinition(bridge: InterfaceName(fromKernel: "swkvm0"))
+
+    /// Bits of a network's prefix: room for the host's address and some guests, up to the largest private range.
+    public static let possibleLengths = 8...29
+
+    /// Bytes; a longer file is no definition.
+    static let limit = 4096
+
+    var text: String {
+        """
+        # A network of machines of swkvm (man swkvm-network).
+        bridge = "\(bridge)"
+
+        """ + (subnet.map { "subnet = \"\($0)\"\n" } ?? "")
+    }
+
+    /// Reads a definition.
+    /// - Returns: nil for a text that is none.
+    init?(text: String) {
+        var bridge: InterfaceName?
+        for line in text.split(separator: "\n") {
+            let line = line.drop { $0 == " " || $0 == "\t" }
+            if line.isEmpty || line.first == "#" { continue }
+            let parts = line.split(separator: "\"", omittingEmptySubsequences: false)
+            guard parts.count == 3, parts[2].allSatisfy({ $0 == " " || $0 == "\r" }) else { return nil }
+            switch parts[0].filter({ $0 != " " && $0 != "\t" }) {
+            case "bridge=": bridge = try? InterfaceName(String(parts[1]))
+            case "subnet=":
+                guard let subnet = Subnet(parts[1]) else { return nil }
+                self.subnet = subnet
+            default: return nil
+            }
+        }
+        guard let bridge else { return nil }
+        self.bridge = bridge
+    }
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Glibc
+import Linux
+import TestSupport
+import Testing
+
+/// `--net nat` and `swkvm network`, in network namespaces of the test's own, with networks of its own.
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct NetworkVerbTests {
+    private let directory: TemporaryDirectory
+    private let host: Namespace
+    private var home: String { directory("home") }
+
+    init() throws {
+        directory = try TemporaryDirectory()
+        // dnsmasq's user reads below it.
+        try shell("chmod 755 '\(directory.path)'; mkdir -m 755 '\(directory("home"))'")
+        host = try Namespace()
+    }
+
+    private func program(
+        _ arguments: [String], input: Program.Stream = .null, in namespace: Namespace? = nil
+    ) throws -> Program {
+        try Program(
+            ["env", "SWKVM_HOME=\(home)", "HOME=\(directory.path)", Host.swkvm] + arguments, input: input,
+            in: namespace ?? host)
+    }
+
+    /// Runs a verb to its end.
+    @discardableResult private func swkvm(
+        _ arguments: String..., status: Int32 = 0, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws -> Program {
+        let program = try program(arguments)
+        #expect(try program.waitForEnd() == .status(status), "\(program.story)", sourceLocation: sourceLocation)
+        return program
+    }
+
+    private func machine(_ words: [String]) throws -> Program {
+        let machine = try program(["run", "--mem", "64M"] + words, input: .pipe)
+        try machine.wait(for: Program.prompt)
+        return machine
+    }
+
+    private func end(_ machine: Program) throws {
+        try machine.powerOff()
+    }
+
+    /// The lines of `network list` without their head, each with single spaces.
+    private var states: [String] {
+        get throws {
+            try swkvm("network", "list").output.lines.dropFirst().map {
+                $0.split(separator: " ").joined(separator: " ")
+            }
+        }
+    }
+
+    /// Nothing of a network is left on the host.
+    private func isClean() throws -> Bool {
+        let processes = try shell("pgrep -a dnsmasq | grep -F '\(home)' || true")
+        let names = try host.linkNames()
+        return try names.filter { $0.hasPrefix("sw") } == [] && host.shell("nft list tables").isEmpty
+            && processes.isEmpty && shell("ls -A '\(home)/network-run'").isEmpty
+    }
+
+    private func pid(_ name: String = "default") throws -> pid_t {
+        try #require(pid_t(try shell("cat '\(home)/network-run/\(name)/pid'").filter(\.isNumber)))
+    }
+
+    private var forwarding: String {
+        get throws { try host.shell("cat /proc/sys/net/ipv4/ip_forward").filter(\.isNumber) }
+    }
+
+    /// A guest gets an address, and reaches a host that knows no route to it.
+    @Test func aGuestReachesWhatIsBehindTheHost() throws {
+        let other = try Namespace()
+        try host.shell(
+            """
+            ip link add up0 type veth peer name up1
+            ip link set up0 up; ip addr add 203.0.113.1/24 dev up0
+            """)
+        try move("up1", to: other)
+        try other.shell("ip link set up1 up; ip addr add 203.0.113.9/24 dev up1")
+        #expect(try forwarding == "0")
+        let machine = try machine(["--name", "web", "--net", "nat"])
+        #expect(
+            machine.errors.lines == [
+                "swkvm: notice: net0: the network default is up: bridge swkvm0, address 10.213.0.1, guests in 10.213.0.0/24",
+                "swkvm: notice: net0: IPv4 forwarding of the host was switched on",
+            ], "\(machine.story)")
+        #expect(try machine.ask("net eth0 dhcp").first?.contains("gateway 10.213.0.1") == true, "\(machine.story)")
+        #expect(try machine.ask("ping 203.0.113.9 2").last?.hasPrefix("2 of 2 came back") == true, "\(machine.story)")
+        #expect(try forwarding == "1")
+        let leases = try swkvm("network", "leases").output.lines
+        #expect(leases.count == 2 && leases[1].hasPrefix("10.213.0.") && leases[1].hasSuffix(" web"), "\(leases)")
+        // Nobody outside reaches a guest by itself.
+        let address = String(try #require(leases[1].split(separator: " ").first))
+        try other.shell("ip route add 10.213.0.0/24 via 203.0.113.1; ! ping -c 1 -W 1 \(address) >/dev/null")
+        #expect(try swkvm("network", "stop", status: 1).errors.text.contains("is in use (swtap0)"))
+        try end(machine)
+        #expect(try eventually { try isClean() })
+        // The other end of a veth pair is a reason to forward.
+        #expect(try forwarding == "1")
+    }
+
+    private func move(_ link: String, to other: Namespace) throws {
+        let holder = try Program(["sleep", "1000"], in: other)
+        defer { holder.send(signal: SIGKILL) }
+        try host.shell("ip link set \(link) netns \(holder.pid)")
+    }
+
+    @Test func theLastMachineTakesItDown() throws {
+        let first = try machine(["--name", "one", "--net", "nat"]),
+            second = try machine(["--name", "two", "--net", "nat"])
+        #expect(second.errors.lines == [], "\(second.story)")
+        #expect(try states == ["default up swkvm0 10.213.0.0/24 2"])
+        try end(first)
+        #expect(try eventually { try states == ["default up swkvm0 10.213.0.0/24 1"] })
+        second.send(signal: SIGKILL)
+        try second.waitForEnd()
+        #expect(try eventually { try isClean() })
+        #expect(try states == ["default down swkvm0 - -"])
+        #expect(try forwarding == "0")
+    }
+
+    @Test func aNetworkThatIsKept() throws {
+        try swkvm("network", "define", "lab", "--subnet", "10.20.30.0/28")
+        #expect(
+            try swkvm("network", "define", "lab", status: 64).errors.text.contains("there is a network lab already"))
+        let start = try swkvm("network", "start", "lab").output.text
+        #expect(start.hasPrefix("the network lab is up: bridge swkvm1, address 10.20.30.1, guests in 10.20.30.0/28"))
+        let machine = try machine(["--name", "web", "--net", "nat=lab"])
+        #expect(try machine.ask("net eth0 dhcp").first?.contains("gateway 10.20.30.1") == true, "\(machine.story)")
+        try end(machine)
+        #expect(try eventually { try states.last == "lab up, kept swkvm1 10.20.30.0/28 0" })
+        #expect(try swkvm("network", "delete", "lab", status: 1).errors.text.contains("the network lab is up"))
+        try swkvm("network", "stop", "lab")
+        #expect(try isClean())
+        #expect(try swkvm("network", "stop", "lab", status: 1).errors.text.contains("the network lab is not up"))
+        try swkvm("network", "delete", "lab")
+        #expect(try states == ["default down swkvm0 - -"])
+    }
+
+    /// The lock tells the true state, and the next verb repairs what a killed process has left.
+    @Test func aKilledProcessOfANetwork() throws {
+        let machine = try machine(["--name", "web", "--net", "nat"])
+        let before = try machine.ask("net eth0 dhcp")
+        let killed = try pid()
+        kill(killed, SIGKILL)
+        #expect(
+            try eventually {
+                try shell("cat /proc/\(killed)/stat 2>/dev/null || true").split(separator: " ").dropFirst(2).first
+                    ?? "Z" == "Z"
+            })
+        let list = try swkvm("network", "list")
+        #expect(list.errors.text.contains("repaired the network default, whose process was killed"), "\(list.story)")
+        #expect(try states == ["default up swkvm0 10.213.0.0/24 1"])
+        #expect(try pid() != killed)
+        // Its server serves, and knows the lease.
+        #expect(try machine.ask("net eth0 dhcp").first == before.first, "\(machine.story)")
+        kill(try pid(), SIGKILL)
+        try end(machine)
+        #expect(try eventually { try isClean() || swkvm("network", "list").errors.text.contains("removed what") })
+        #expect(try isClean() && forwarding == "0")
+    }
+
+    /// Of starts at once, one brings the network up and the others use it.
+    @Test func startsAtOnce() throws {
+        let machines = try (0..<3).map {
+            try program(["run", "--mem", "64M", "--name", "m\($0)", "--net", "nat"], input: .pipe)
+        }
+        for machine in machines { try machine.wait(for: Program.prompt) }
+        #expect(machines.filter { $0.errors.text.contains("the network default is up") }.count == 1)
+        #expect(try states == ["default up swkvm0 10.213.0.0/24 3"])
+        for machine in machines { machine.send(signal: SIGKILL) }
+        for machine in machines { try machine.waitForEnd() }
+        #expect(try eventually { try isClean() })
+    }
+
+    @Test func theAddressOfAMachine() throws {
+        try swkvm("create", "web", "--mem", "64M", "--net", "nat")
+        #expect(try swkvm("ip", "web", status: 1).errors.text.contains("web is not running"))
+        try swkvm("start", "web")
+        defer { _ = try? program(["stop", "--force", "web"]).waitForEnd() }
+        #expect(try swkvm("ip", "web", status: 1).errors.text.contains("web has no address yet"))
+        #expect(try swkvm("ssh", "web", status: 1).errors.text.contains("web has no address yet"))
+        let console = try program(["console", "web"], input: .pipe)
+        try console.wait(for: Program.prompt)
+        #expect(try console.ask("net eth0 dhcp").first?.contains("gateway 10.213.0.1") == true, "\(console.story)")
+        let address = try swkvm("ip", "web").output.text.filter { $0 != "\n" }
+        #expect(address.hasPrefix("10.213.0."))
+        #expect(try swkvm("list").output.text.contains(" \(address) "))
+        #expect(try swkvm("info", "web").output.text.contains("address:      \(address)\n"))
+        #expect(try swkvm("list", "--json").output.text.contains("\"\(address)\""))
+        // The guest has sent no name: it has its machine's.
+        #expect(try swkvm("ip", "--json", "web").output.text.contains("\"host\": \"web\""))
+        try swkvm("stop", "--force", "web")
+        #expect(try eventually { try isClean() })
+        // The same address at the next start.
+        try swkvm("start", "web")
+        #expect(try swkvm("ip", "web").output.text == address + "\n")
+        try swkvm("delete", "--force", "web")
+        #expect(try eventually { try isClean() })
+    }
+
+    @Test func whatPreventsANetwork() throws {
+        func refused(_ words: [String], _ sentence: String) throws {
+            let program = try Program(["env", "SWKVM_HOME=\(home)"] + words, in: host)
+            #expect(try program.waitForEnd() == .status(1), "\(program.story)")
+            #expect(program.errors.lines == ["swkvm: \(sentence)"], "\(program.story)")
+        }
+        let start = [Host.swkvm, "network", "start"]
+        for (name, package) in [("dnsmasq", "dnsmasq-base"), ("nft", "nftables")] {
+            try refused(
+                ["unshare", "-m", "sh", "-euc", "mount --bind /dev/null \"$(command -v \(name))\"; exec \"$@\"", "sh"]
+                    + start,
+                "\(name) is not installed, which --net nat needs: apt install \(package)")
+        }
+        try host.shell("ip link add swkvm0 type bridge")
+        try refused(
+            start,
+            "the interface swkvm0 is there and does not belong to the network default: remove it with `ip link del swkvm0`, or define a network with another --bridge"
+        )
+        try host.shell("ip link del swkvm0; ip link add br7 type bridge; ip addr add 10.20.30.77/32 dev br7")
+        try swkvm("network", "define", "lab", "--subnet", "10.20.30.0/24")
+        try refused(
+            start + ["lab"],
+            "the addresses 10.20.30.0/24 of the network lab are in use: br7 has 10.20.30.77/32; choose others with `swkvm network delete lab` and `swkvm network define lab --subnet`"
+        )
+        try refused(
+            ["setpriv", "--reuid=65534", "--clear-groups"] + start,
+            "the network default needs root: run as root, or give --net user")
+        // A server that the host has on all addresses.
+        let server = try Program(
+            ["dnsmasq", "-k", "-C", "/dev/null", "--user=root", "--pid-file=", "--port=53"], in: host)
+        defer { server.send(signal: SIGKILL) }
+        #expect(try eventually { try !host.shell("ss -Hltn sport = 53").isEmpty })
+        try refused(
+            start, "dnsmasq reports: failed to create listening socket for 10.213.0.1: Address already in use")
+        #expect(try isClean() && forwarding == "0")
+        #expect(try swkvm("network", "start", "nope", status: 64).errors.text.contains("there is no network nope"))
+        #expect(
+            try swkvm("network", "define", "x", "--subnet", "10.0.0.0/30", status: 64).errors.text.contains("8 to 29"))
+    }
+
+    @Test func aBridgeWithATAPOfItsOwn() throws {
+        try host.shell("ip link add br0 type bridge; ip link set br0 up; ip addr add 192.0.2.1/24 dev br0")
+        let machine = try machine(["--name", "web", "--net", "bridge=br0", "--cmdline", "ip=192.0.2.2/24"])
+        try host.shell("ping -c 1 -W 5 192.0.2.2")
+        #expect(try host.link("swtap0").master == host.link("br0").index)
+        try end(machine)
+        #expect(try eventually { try host.linkNames() == ["br0"] })
+    }
+}
