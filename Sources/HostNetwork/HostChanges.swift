@@ -8,7 +8,7 @@ internal import Synchronization
 /// What was changed on the host, and how to change it back.
 struct HostChanges: ~Copyable, Sendable {
     private enum Change {
-        case master(Link), mtu(Link, former: Int), up(Link)
+        case master(Link), mtu(Link, former: Int), up(Link), created(Link)
     }
 
     private let netlink: RouteNetlink
@@ -72,6 +72,39 @@ struct HostChanges: ~Copyable, Sendable {
         return tap
     }
 
+    /// Creates a macvtap on another interface. It is off until ``start(with:)``.
+    mutating func createMACVTAP(on parent: InterfaceName, queues: Int) throws(HostNetworkError) -> TAPDevice {
+        guard let lower = try netlink.link(named: parent) else { throw .interfaceMissing(parent) }
+        let link = try createLink(on: lower)
+        changes.append(.created(link))
+        tapIndex = link.index
+        mtu = link.mtu
+        return try TAPDevice.open(macvtap: link, queues: queues)
+    }
+
+    /// One with the first free name: the kernel would choose one, but not report it.
+    private func createLink(on lower: Link) throws(HostNetworkError) -> Link {
+        for number in 0..<10_000 {
+            let name = InterfaceName(fromKernel: "swmac\(number)")
+            do throws(HostNetworkError) { try netlink.createMACVTAP(name, on: lower) } catch {
+                guard error.errno == EEXIST else { throw error }
+                continue
+            }
+            if let link = try netlink.link(named: name) { return link }
+        }
+        throw .refused(
+            action: "creating a macvtap on \(lower.name)", SystemCallError("RTM_NEWLINK", errno: EEXIST),
+            explanation: "")
+    }
+
+    /// Switches a created macvtap on, with the guest's address: it gets the frames for that one only.
+    func start(with address: MACAddress) throws(HostNetworkError) {
+        for case .created(let link) in changes {
+            try netlink.set(link, address: address)
+            try netlink.startWithAllMulticast(link)
+        }
+    }
+
     /// Indicates whether a guest may leave checksums and segmentation to what is behind the TAP.
     func decide(_ wanted: Bool?) throws(HostNetworkError) -> OffloadDecision {
         try OffloadDecision.make(wanted, hasHeader: true, link: try netlink.link(at: tapIndex), netlink)
@@ -112,6 +145,7 @@ struct HostChanges: ~Copyable, Sendable {
             case .up(let link): try? netlink.set(link, up: false)
             case .master(let link): try? netlink.set(link, master: nil)
             case .mtu(let link, let former): try? netlink.set(link, mtu: former)
+            case .created(let link): try? netlink.delete(link)
             }
         }
         guard let bridge, (try? namespace.lock()) != nil else { return }

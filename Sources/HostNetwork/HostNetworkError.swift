@@ -25,6 +25,12 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case notATAP(InterfaceName, kind: String)
     case bridgeMissing(InterfaceName)
     case bridgeDown(InterfaceName)
+    /// The interface that a macvtap is to be on.
+    case interfaceMissing(InterfaceName)
+    /// A macvtap without its device file.
+    case nodeMissing(InterfaceName, index: Int32)
+    /// A network namespace by its name.
+    case namespaceMissing(String)
     case notABridge(InterfaceName, kind: String)
     /// The TAP was found as a port of `current`, another bridge than the one wanted.
     case portOfAnother(tap: InterfaceName, current: InterfaceName, wanted: InterfaceName)
@@ -103,6 +109,12 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "\(name) exists but is not a TAP (it is \(kind)): name another interface"
         case .bridgeMissing(let name):
             "there is no bridge \(name): add `,create`, or create it with `ip link add \(name) type bridge` and `ip link set \(name) up`"
+        case .interfaceMissing(let name):
+            "there is no interface \(name): `ip link` lists those of this host"
+        case .nodeMissing(let name, let index):
+            "the macvtap \(name) has no device file /dev/tap\(index): mount devtmpfs on /dev, or use bridge= or tap="
+        case .namespaceMissing(let name):
+            "there is no network namespace \(name.printable): `ip netns` lists them, `ip netns add` makes one"
         case .bridgeDown(let name):
             "the bridge \(name) is down: `ip link set \(name) up`"
         case .notABridge(let name, let kind):

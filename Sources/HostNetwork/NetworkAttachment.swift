@@ -22,6 +22,8 @@ public enum NetworkBackend: Equatable, Sendable {
     /// A TAP that is a port of a network's bridge, which is brought up if it is down.
     /// - Parameter mtu: in bytes; nil for the bridge's.
     case nat(NetworkName, mtu: Int? = nil)
+    /// A macvtap that is created on this interface, and removed at the end.
+    case macvtap(on: InterfaceName)
 
     /// A descriptor of an interface with one queue.
     public static func descriptor(_ number: Int32) -> NetworkBackend { .descriptors([number]) }
@@ -90,6 +92,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     private let netlink: Guarded<RouteNetlink?>
     /// What a user is to know of the changes on the host.
     public let notes: [String]
+    /// The interface is in the namespace of the process.
+    private var isWatched = true
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
     /// - Parameters:
@@ -117,6 +121,12 @@ public struct NetworkAttachment: ~Copyable, Sendable {
             self.init(stream: try FrameStream.connect(to: path), mtu: mtu)
         case .tap(let name, let port, let mtu):
             try self.init(tap: name, port, mtu: mtu, queues: queues, offload: offload)
+        case .macvtap(let parent):
+            var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
+            let tap = try changes.createMACVTAP(on: parent, queues: queues)
+            let given = changes.mtu, index = changes.tapIndex
+            let decision = try changes.decide(offload)
+            self.init(tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: true, changes: changes)
         case .nat(let network, let mtu):
             let membership: Networks.Membership
             do throws(NetworkError) { membership = try Networks().join(network) } catch { throw .nat(error) }
@@ -136,6 +146,30 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         let decision = try changes.decide(offload)
         self.init(
             tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes, notes: notes)
+    }
+
+    /// Sets up what `backend` says in a network namespace by its name (ip-netns(8)). The link's state cannot be watched
+    /// from outside of it.
+    public static func inNamespace(
+        _ name: String, _ backend: NetworkBackend, queues: Int, offload: Bool?
+    ) throws(HostNetworkError) -> NetworkAttachment {
+        let own = try NetworkNamespace.current(), other = try NetworkNamespace.named(name)
+        try other.enter()
+        defer {
+            // A machine must not go on in the wrong one; it has just had the privilege.
+            do throws(HostNetworkError) { try own.enter() } catch { fatalError(error.description) }
+        }
+        var attachment = try NetworkAttachment(backend, queues: queues, offload: offload)
+        attachment.isWatched = false
+        return attachment
+    }
+
+    /// Tells the host the guest's address, where it has to know that.
+    public func start(with address: MACAddress) throws(HostNetworkError) {
+        switch changes {
+        case .some(let changes): try changes.start(with: address)
+        case .none: break
+        }
     }
 
     private static func checked(_ mtu: Int?) throws(HostNetworkError) -> Int? {
@@ -263,7 +297,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
 
     /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the
     /// kernel gives no socket.
-    public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }
+    public func watchLink() -> LinkWatcher? { index == 0 || !isWatched ? nil : try? LinkWatcher(index: index) }
 
     /// The numbers of frames that the interface has dropped since it exists; nil if it is not visible from here.
     public var hostDrops: HostDrops? {

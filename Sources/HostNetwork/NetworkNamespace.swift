@@ -17,6 +17,18 @@ public struct NetworkNamespace: ~Copyable, Sendable {
         }
     }
 
+    /// A namespace by its name, as ip-netns(8) has it.
+    /// - Throws: `namespaceMissing`.
+    static func named(_ name: String) throws(HostNetworkError) -> NetworkNamespace {
+        guard !name.isEmpty, name != ".", name != "..", !name.utf8.contains(UInt8(ascii: "/")) else {
+            throw .namespaceMissing(name)
+        }
+        do { return NetworkNamespace(descriptor: try .open("/run/netns/\(name)", O_RDONLY)) } catch {
+            if error.errno == ENOENT { throw .namespaceMissing(name) }
+            throw .refused(action: "opening /run/netns/\(name.printable)", error, explanation: "")
+        }
+    }
+
     /// Moves the calling thread, and no other, into this namespace.
     public func enter() throws(HostNetworkError) {
         guard clinux_enter_network(descriptor.rawValue) < 0 else { return }

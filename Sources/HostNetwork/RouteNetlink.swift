@@ -143,6 +143,31 @@ public struct RouteNetlink: ~Copyable, Sendable {
             "setting \(link.name) \(state)", "ip link set \(link.name) \(state)")
     }
 
+    /// Creates a macvtap on another interface, whose guests reach each other (MACVLAN_MODE_BRIDGE), down.
+    /// - Throws: as ``createLink(_:kind:address:parent:)``.
+    func createMACVTAP(_ name: InterfaceName, on parent: Link) throws(HostNetworkError) {
+        var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+        message.append(attribute: IFLA_IFNAME, string: name.text)
+        message.append(attribute: IFLA_LINK, number: UInt32(bitPattern: parent.index))
+        message.append(nested: IFLA_LINKINFO) { info in
+            info.append(attribute: IFLA_INFO_KIND, string: "macvtap")
+            info.append(nested: IFLA_INFO_DATA) { data in
+                data.append(attribute: IFLA_MACVLAN_MODE, number: UInt32(MACVLAN_MODE_BRIDGE.rawValue))
+            }
+        }
+        try change(
+            message, "creating the macvtap \(name) on \(parent.name)",
+            "ip link add \(name) link \(parent.name) type macvtap mode bridge")
+    }
+
+    /// Switches an interface on, for all multicast addresses: a guest's are not known here.
+    func startWithAllMulticast(_ link: Link) throws(HostNetworkError) {
+        try change(
+            linkMessage(
+                RTM_NEWLINK, flags: NLM_F_ACK, index: link.index, up: true, also: UInt32(IFF_ALLMULTI)),
+            "setting \(link.name) up", "ip link set \(link.name) allmulticast on up")
+    }
+
     /// Makes an interface a port of `bridge`, or of none.
     public func set(_ link: Link, master bridge: Link?) throws(HostNetworkError) {
         var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK, index: link.index)
@@ -204,10 +229,13 @@ public struct RouteNetlink: ~Copyable, Sendable {
 
     // MARK: The protocol
 
-    private func linkMessage(_ type: Int, flags: Int32 = 0, index: Int32 = 0, up: Bool? = nil) -> NetlinkMessage {
+    /// - Parameter also: flags that are set besides.
+    private func linkMessage(
+        _ type: Int, flags: Int32 = 0, index: Int32 = 0, up: Bool? = nil, also: UInt32 = 0
+    ) -> NetlinkMessage {
         let fixed = ifinfomsg(
             ifi_family: UInt8(AF_UNSPEC), __ifi_pad: 0, ifi_type: 0, ifi_index: index,
-            ifi_flags: up == true ? CLINUX_IFF_UP : 0, ifi_change: up == nil ? 0 : CLINUX_IFF_UP)
+            ifi_flags: (up == true ? CLINUX_IFF_UP : 0) | also, ifi_change: (up == nil ? 0 : CLINUX_IFF_UP) | also)
         return NetlinkMessage(type: type, flags: flags, fixedPart: fixed)
     }
 

@@ -84,6 +84,37 @@ public struct TAPDevice: ~Copyable, Sendable {
         }
     }
 
+    /// Opens a macvtap that this process has created.
+    /// - Throws: `nodeMissing`, `refused`.
+    static func open(macvtap link: Link, queues: Int) throws(HostNetworkError) -> TAPDevice {
+        var all: [TAPQueue] = []
+        for _ in 0..<max(1, queues) {
+            let node = try openNode(of: link)
+            // Another namespace may have an interface of this number.
+            guard describe(node.rawValue)?.name == link.name else { throw .nodeMissing(link.name, index: link.index) }
+            all.append(try TAPQueue(node, of: link.name, hasHeader: true))
+        }
+        for queue in all.dropFirst() {
+            guard queue.setAttached(false) else {
+                throw .refused(action: "detaching a queue of \(link.name)", .last("TUNSETQUEUE"), explanation: "")
+            }
+        }
+        return TAPDevice(all, name: link.name, headerSize: virtioHeaderSize)
+    }
+
+    /// The device file appears with the interface, or a moment later, by udev.
+    private static func openNode(of link: Link) throws(HostNetworkError) -> FileDescriptor {
+        for _ in 0..<1000 {
+            do { return try FileDescriptor.open("/dev/tap\(link.index)", O_RDWR) } catch {
+                guard error.errno == ENOENT || error.errno == EACCES else {
+                    throw .refused(action: "opening /dev/tap\(link.index)", error, explanation: "")
+                }
+            }
+            usleep(2_000)
+        }
+        throw .nodeMissing(link.name, index: link.index)
+    }
+
     /// Takes over a descriptor that the starting process passed on: a TAP's, or a macvtap's.
     /// - Throws: as ``inherit(_:)-([Int32])``.
     public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice { try inherit([number]) }

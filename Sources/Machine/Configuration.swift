@@ -316,6 +316,8 @@ public struct Configuration: Sendable {
         public var queues: Int
         /// The machine runs without it where the host does not provide it.
         public var isOptional = false
+        /// The network namespace of the interface, by name; nil for the process's own.
+        public var namespace: String?
 
         public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil, queues: Int = 1) {
             self.backend = backend
@@ -328,12 +330,14 @@ public struct Configuration: Sendable {
     /// Refuses network interfaces that cannot be together in one machine.
     /// - Throws: `networks`.
     public func checkNetworks() throws(MachineError) {
-        var taps: Set<InterfaceName> = [], descriptors: Set<Int32> = [], addresses: Set<MACAddress> = []
+        var taps: Set<[String]> = [], descriptors: Set<Int32> = [], addresses: Set<MACAddress> = []
         var ports: Set<[Int]> = []
         for network in networks {
             switch network.backend {
             case .tap(let name?, _, _):
-                guard taps.insert(name).inserted else { throw .networks(.sameTAP(name)) }
+                guard taps.insert([network.namespace ?? "", name.text]).inserted else {
+                    throw .networks(.sameTAP(name))
+                }
             case .descriptors(let numbers):
                 for number in numbers where !descriptors.insert(number).inserted {
                     throw .networks(.sameDescriptor(number))
@@ -343,7 +347,7 @@ public struct Configuration: Sendable {
                 for port in published where !ports.insert([Int(port.port), port.isUDP ? 1 : 0]).inserted {
                     throw .networks(.samePort(port.port, isUDP: port.isUDP))
                 }
-            case .tap, .stream, .nat: break
+            case .tap, .stream, .nat, .macvtap: break
             }
             if let address = network.mac, !addresses.insert(address).inserted { throw .networks(.sameAddress(address)) }
         }
@@ -360,7 +364,10 @@ public struct Configuration: Sendable {
         switch networks[index].backend {
         case .descriptors, .tap(.some, _, _): return interface
         // Each of several machines without a name has an interface, and so an address, of its own.
-        case .tap where !hasOwnName, .nat where !hasOwnName: return interface
+        case .tap where !hasOwnName, .nat where !hasOwnName, .macvtap where !hasOwnName: return interface
+        case .macvtap(let parent):
+            let number = networks[..<index].count { if case .macvtap(parent) = $0.backend { true } else { false } }
+            return "macvtap on \(parent) \(number)"
         case .tap(_, let port, _):
             let number = networks[..<index].count {
                 if case .tap(nil, port, _) = $0.backend { true } else { false }

@@ -173,6 +173,7 @@ struct VirtioSlot: Sendable {
             ?? HostIdentity().address(
                 ofMachine: configuration.name,
                 interface: configuration.identity(ofNetwork: index, interface: attachment.name))
+        do throws(HostNetworkError) { try attachment.start(with: address) } catch { throw .network(error) }
         if case .nat(let name, _) = network.backend, configuration.hasOwnName {
             // Without it the guest only has no name there.
             do throws(NetworkError) { try Networks().register(address, configuration.name, in: name) } catch {
@@ -202,6 +203,10 @@ struct VirtioSlot: Sendable {
 
     private static func attach(_ network: Configuration.Network) throws(MachineError) -> NetworkAttachment {
         do throws(HostNetworkError) {
+            if let namespace = network.namespace {
+                return try NetworkAttachment.inNamespace(
+                    namespace, network.backend, queues: network.queues, offload: network.offload)
+            }
             return try NetworkAttachment(network.backend, queues: network.queues, offload: network.offload)
         } catch { throw .network(error) }
     }

@@ -9,16 +9,18 @@ internal import Machine
 /// or `--net none`.
 struct NetworkArgument {
     static let completion = ValueCompletion.list([
-        "user%tap/fd/stream/none/bridge/create/offload/queues/nat", "+publish=%tap/fd/stream/none/nat",
-        "nat%tap/fd/stream/none/user/publish/bridge/create",
-        "tap=@tap%fd/user/stream/none/nat", "bridge=@bridge%fd/user/stream/none/nat",
-        "create%fd/user/stream/none/nat",
-        "mac=%none", "mac-lock=on/off%none", "mtu=%fd/none", "offload=on/off%user/stream/none",
+        "user%tap/fd/stream/none/bridge/create/offload/queues/nat/macvtap/netns",
+        "+publish=%tap/fd/stream/none/nat/macvtap/netns",
+        "nat%tap/fd/stream/none/user/publish/bridge/create/macvtap/netns",
+        "macvtap=%tap/fd/stream/none/user/publish/bridge/create/mtu/nat/netns",
+        "tap=@tap%fd/user/stream/none/nat/macvtap", "bridge=@bridge%fd/user/stream/none/nat/macvtap",
+        "create%fd/user/stream/none/nat/macvtap", "netns=%fd/user/stream/none/nat/macvtap",
+        "mac=%none", "mac-lock=on/off%none", "mtu=%fd/none/macvtap", "offload=on/off%user/stream/none",
         "queues=%fd/user/stream/none", "rx-bps=%none", "rx-bps-burst=%none", "rx-pps=%none", "rx-pps-burst=%none",
         "tx-bps=%none", "tx-bps-burst=%none", "tx-pps=%none", "tx-pps-burst=%none",
-        "fd=%tap/bridge/create/mtu/queues/user/stream/none/publish/nat",
-        "stream=@file%tap/fd/user/none/bridge/create/offload/queues/publish/nat",
-        "none%user/publish/tap/bridge/create/mac/mac-lock/mtu/offload/queues/fd/stream/nat",
+        "fd=%tap/bridge/create/mtu/queues/user/stream/none/publish/nat/macvtap/netns",
+        "stream=@file%tap/fd/user/none/bridge/create/offload/queues/publish/nat/macvtap/netns",
+        "none%user/publish/tap/bridge/create/mac/mac-lock/mtu/offload/queues/fd/stream/nat/macvtap/netns",
     ])
 
     /// nil for `none`.
@@ -35,6 +37,7 @@ struct NetworkArgument {
         var network = Configuration.Network(
             try words.backend(), mac: words.mac, offload: words.offload, queues: words.queueCount)
         network.isMACLocked = words.isMACLocked
+        network.namespace = words.namespace
         network.limits.receive = try words.receive.limit()
         network.limits.transmit = try words.transmit.limit()
         self.network = network
@@ -51,6 +54,8 @@ struct NetworkArgument {
     private struct Words {
         var isUser = false
         var network: NetworkName?
+        var macvtap: InterfaceName?
+        var namespace: String?
         var publish: [PublishedPort] = []
         var stream: String?
         var tap: InterfaceName?
@@ -77,6 +82,8 @@ struct NetworkArgument {
                 guard !value.isEmpty else { throw ArgumentProblem("stream= needs the path of a socket") }
                 stream = value
             case ("tap", let value?): tap = try InterfaceName(value)
+            case ("macvtap", let value?): macvtap = try InterfaceName(value)
+            case ("netns", let value?): namespace = value
             case ("bridge", let value?): bridge = try InterfaceName(value)
             case ("create", nil): create = true
             case ("mac", let value?): mac = try MACAddress(parsing: value)
@@ -96,13 +103,24 @@ struct NetworkArgument {
             case ("fd", let value?): descriptors = try NetworkArgument.descriptors(value)
             default:
                 throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected user, publish=, nat, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected user, publish=, nat, macvtap=, tap=, bridge=, create, netns=, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
                 )
             }
         }
 
         func backend() throws(ArgumentProblem) -> NetworkBackend {
-            if let network { return try natBackend(network) }
+            if namespace != nil, tap == nil, bridge == nil {
+                throw ArgumentProblem("netns= requires tap= or bridge=, which are in that namespace then")
+            }
+            if let network {
+                try checkIsAlone("nat")
+                return .nat(network, mtu: mtu)
+            }
+            if let macvtap {
+                try checkIsAlone("macvtap=")
+                guard mtu == nil else { throw ArgumentProblem("a macvtap has the MTU of its interface: omit mtu=") }
+                return .macvtap(on: macvtap)
+            }
             if isUser || stream != nil { return try streamBackend() }
             guard publish.isEmpty else {
                 throw ArgumentProblem("publish= requires user: use user,publish=PORT:GUESTPORT")
@@ -123,22 +141,24 @@ struct NetworkArgument {
             guard tap != nil || bridge != nil && !create else {
                 throw ArgumentProblem(
                     bridge == nil
-                        ? "a network interface needs user, nat, bridge=NAME, tap=NAME, fd=N or stream=PATH"
+                        ? "a network interface needs user, nat, macvtap=NAME, bridge=NAME, tap=NAME, fd=N or stream=PATH"
                         : "create requires tap=NAME")
             }
             guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
             return .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu)
         }
 
-        private func natBackend(_ name: NetworkName) throws(ArgumentProblem) -> NetworkBackend {
+        /// Refuses what is of other kinds of networks.
+        private func checkIsAlone(_ word: String) throws(ArgumentProblem) {
             let others: [(String, Bool)] = [
                 ("user", isUser), ("stream=", stream != nil), ("tap=", tap != nil), ("fd=", descriptors != nil),
                 ("bridge=", bridge != nil), ("create", create), ("publish=", !publish.isEmpty),
+                ("macvtap=", network != nil && macvtap != nil),
             ]
             if let other = others.first(where: \.1) {
-                throw ArgumentProblem("nat cannot be combined with \(other.0): give each interface a --net of its own")
+                throw ArgumentProblem(
+                    "\(word) cannot be combined with \(other.0): give each interface a --net of its own")
             }
-            return .nat(name, mtu: mtu)
         }
 
         private func streamBackend() throws(ArgumentProblem) -> NetworkBackend {

@@ -136,6 +136,10 @@ import Testing
         #expect(try backend("nat") == .nat(.standard))
         #expect(try backend("mtu=1400,nat=lab,mac=52:54:00:12:34:56") == .nat(NetworkName("lab"), mtu: 1400))
         #expect(try backend("bridge=br0") == .tap(nil, bridge: .init(InterfaceName("br0"))))
+        #expect(try backend("macvtap=eth0,queues=2") == .macvtap(on: InterfaceName("eth0")))
+        let tap = try #require(try NetworkArgument(parsing: "tap=t,bridge=b,netns=blue").network)
+        #expect(
+            try tap.backend == .tap(InterfaceName("t"), bridge: .init(InterfaceName("b"))) && tap.namespace == "blue")
         #expect(throws: NetworkError.badName("Lab")) { try NetworkArgument(parsing: "nat=Lab") }
         #expect(try NetworkArgument(parsing: "nat,queues=2,offload=off").network?.queues == 2)
     }
@@ -177,11 +181,16 @@ import Testing
     @Test(arguments: [
         (
             "",
-            "'' is not recognized; expected user, publish=, nat, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
+            "'' is not recognized; expected user, publish=, nat, macvtap=, tap=, bridge=, create, netns=, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
         ),
         ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
         ("bridge=br0,create", "create requires tap=NAME"),
-        ("create", "a network interface needs user, nat, bridge=NAME, tap=NAME"),
+        ("create", "a network interface needs user, nat, macvtap=NAME, bridge=NAME, tap=NAME"),
+        ("macvtap=eth0,tap=t", "macvtap= cannot be combined with tap="),
+        ("macvtap=eth0,mtu=1400", "a macvtap has the MTU of its interface: omit mtu="),
+        ("macvtap=eth0,nat", "nat cannot be combined with macvtap="),
+        ("netns=a,user", "netns= requires tap= or bridge="),
+        ("netns=a,nat", "netns= requires tap= or bridge="),
         ("nat,user", "nat cannot be combined with user: give each interface a --net of its own"),
         ("nat=lab,tap=t", "nat cannot be combined with tap="),
         ("nat,bridge=br0", "nat cannot be combined with bridge="),
@@ -206,7 +215,10 @@ import Testing
         ("fd=3:4,queues=3", "queues=3 needs as many descriptors; fd= has 2"),
         ("fd=3:4:5:6:7:8:9:10:11", "fd= has 9 descriptors; expected 1 to 8"),
         ("fd=3,create", "fd= passes a TAP that is already configured"),
-        ("mac=52:54:00:12:34:56", "a network interface needs user, nat, bridge=NAME, tap=NAME, fd=N or stream=PATH"),
+        (
+            "mac=52:54:00:12:34:56",
+            "a network interface needs user, nat, macvtap=NAME, bridge=NAME, tap=NAME, fd=N or stream=PATH"
+        ),
         ("user=x", "'user=x' is not recognized; expected user, publish="),
         ("user,user", "'user' is given twice"),
         ("user,tap=a", "user cannot be combined with tap="),

@@ -26,7 +26,7 @@ import Testing
             "i,key-fd=7", "j,bps=10M,bps-burst=1M,iops=500", "k,iops-burst=5", "l,bps=0", "m,iops=1.5",
         ],
         "net": [
-            "nat", "nat=lab,mtu=1400", "nat=Lab", "bridge=b0",
+            "nat", "nat=lab,mtu=1400", "nat=Lab", "bridge=b0", "macvtap=e0", "netns=a", "tap=t9,netns=a",
             "tap=t0", "tap=t1,bridge=b0,create,mac=52:54:00:12:34:56", "fd=5", "fd=1", "tap=", "tap=t2,offload=off",
             "tap=t3,queues=4", "tap=t4,queues=9", "fd=5:6:7", "fd=5:", "fd=8:9,queues=3", "fd=5:5",
             "tap=t5,mac-lock=on", "tap=t6,mac-lock", "fd=7,rx-bps=1M,tx-pps=1000", "tap=t7,rx-pps-burst=1",

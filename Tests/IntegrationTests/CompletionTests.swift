@@ -249,10 +249,9 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(
             try shell.offers(for: "swkvm run --net ") == [
-                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "nat", "none", "offload=", "publish=",
-                "queues=",
-                "rx-bps-burst=", "rx-bps=", "rx-pps-burst=", "rx-pps=", "stream=", "tap=", "tx-bps-burst=", "tx-bps=",
-                "tx-pps-burst=", "tx-pps=", "user",
+                "bridge=", "create", "fd=", "mac-lock=", "mac=", "macvtap=", "mtu=", "nat", "netns=", "none",
+                "offload=", "publish=", "queues=", "rx-bps-burst=", "rx-bps=", "rx-pps-burst=", "rx-pps=", "stream=",
+                "tap=", "tx-bps-burst=", "tx-bps=", "tx-pps-burst=", "tx-pps=", "user",
             ])
         // What does not go together is not offered together.
         #expect(try shell.line(after: "swkvm run --net fd=3,b" + Self.tab) == "swkvm run --net fd=3,b")

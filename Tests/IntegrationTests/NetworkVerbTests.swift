@@ -250,4 +250,50 @@ import Testing
         try end(machine)
         #expect(try eventually { try host.linkNames() == ["br0"] })
     }
+
+    /// A macvtap is made on the interface of the host, and removed at the end, also after a kill.
+    @Test(arguments: [false, true]) func aMacvtap(isKilled: Bool) throws {
+        let other = try Namespace()
+        try host.shell("ip link add up0 type veth peer name up1; ip link set up0 up")
+        try move("up1", to: other)
+        try other.shell("ip link set up1 up; ip addr add 192.0.2.1/24 dev up1")
+        let machine = try machine(["--name", "web", "--net", "macvtap=up0", "--cmdline", "ip=192.0.2.2/24"])
+        try other.shell("ping -c 1 -W 5 192.0.2.2")
+        // The interface has the guest's address, which is the same at the next start.
+        let address = try #require(try host.link("swmac0").address)
+        #expect(try machine.ask("net").first?.contains("MAC \(address), link up") == true, "\(machine.story)")
+        if isKilled {
+            machine.send(signal: SIGKILL)
+            try machine.waitForEnd()
+        } else {
+            try end(machine)
+        }
+        #expect(try eventually { try host.linkNames() == ["up0"] })
+        let missing = try program(["run", "--net", "macvtap=nope"])
+        #expect(try missing.waitForEnd() != .status(0))
+        #expect(missing.errors.lines == ["swkvm: there is no interface nope: `ip link` lists those of this host"])
+    }
+
+    /// A TAP and its bridge in a namespace that has a name.
+    @Test func aTAPInANamedNamespace() throws {
+        let name = "swkvm-test-\(getpid())"
+        try shell("ip netns add \(name)")
+        defer { _ = try? shell("ip netns del \(name)") }
+        try shell(
+            "ip netns exec \(name) sh -euc 'ip link add br0 type bridge; ip link set br0 up; ip addr add 192.0.2.1/24 dev br0'"
+        )
+        let machine = try machine([
+            "--name", "web", "--net", "tap=swtap9,bridge=br0,netns=\(name)", "--cmdline", "ip=192.0.2.2/24",
+        ])
+        try shell("ip netns exec \(name) ping -c 1 -W 5 192.0.2.2")
+        #expect(try host.linkNames() == [])
+        try end(machine)
+        #expect(try eventually { try shell("ip -n \(name) -o link").contains("swtap9") == false })
+        let missing = try program(["run", "--net", "tap=t,netns=swkvm-nope"])
+        #expect(try missing.waitForEnd() != .status(0))
+        #expect(
+            missing.errors.lines == [
+                "swkvm: there is no network namespace swkvm-nope: `ip netns` lists them, `ip netns add` makes one"
+            ])
+    }
 }

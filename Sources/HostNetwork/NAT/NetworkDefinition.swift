@@ -23,6 +23,14 @@ public struct NetworkDefinition: Equatable, Sendable {
     /// Bits of a network's prefix: room for the host's address and some guests, up to the largest private range.
     public static let possibleLengths = 8...29
 
+    /// Whether a bridge's name can be in the texts for nft and dnsmasq: letters, digits, `-`, `_` and `.`.
+    static func isUsable(_ bridge: InterfaceName) -> Bool {
+        bridge.text.utf8.allSatisfy { byte in
+            (0x30...0x39).contains(byte) || (0x61...0x7a).contains(byte | 0x20) || byte == UInt8(ascii: "-")
+                || byte == UInt8(ascii: "_") || byte == UInt8(ascii: ".")
+        }
+    }
+
     /// Bytes; a longer file is no definition.
     static let limit = 4096
 
@@ -51,7 +59,7 @@ public struct NetworkDefinition: Equatable, Sendable {
             default: return nil
             }
         }
-        guard let bridge else { return nil }
+        guard let bridge, Self.isUsable(bridge) else { return nil }
         self.bridge = bridge
     }
 }

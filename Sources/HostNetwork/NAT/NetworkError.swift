@@ -11,6 +11,7 @@ public enum NetworkError: Error, Equatable, CustomStringConvertible {
     case bridgeOfAnother(InterfaceName, NetworkName)
     case badDefinition(path: String)
     case badSubnet(String)
+    case badBridge(InterfaceName)
     case notPermitted(NetworkName?)
     /// A program that is not installed, and the Debian package that has it.
     case programMissing(String, package: String)
@@ -47,6 +48,8 @@ public enum NetworkError: Error, Equatable, CustomStringConvertible {
             "\(path.printable) is no definition of a network: expected the lines bridge = \"NAME\" and, if wanted, subnet = \"ADDRESS/BITS\""
         case .badSubnet(let text):
             "'\(text.printable)' is not a network's range of addresses; expected an IPv4 address and \(NetworkDefinition.possibleLengths.lowerBound) to \(NetworkDefinition.possibleLengths.upperBound) bits, such as 10.20.30.0/24"
+        case .badBridge(let name):
+            "'\(name)' cannot be the bridge of a network: use letters, digits, '-', '_' and '.'"
         case .notPermitted(let name):
             "\(name.map { "the network \($0)" } ?? "a network of machines") needs root: run as root, or give --net user"
         case .programMissing(let program, let package):
@@ -76,7 +79,7 @@ public enum NetworkError: Error, Equatable, CustomStringConvertible {
     /// Indicates whether the command line asked for something impossible, and not the host.
     public var isUsage: Bool {
         switch self {
-        case .badName, .notDefined, .alreadyDefined, .badSubnet, .bridgeOfAnother: true
+        case .badName, .notDefined, .alreadyDefined, .badSubnet, .badBridge, .bridgeOfAnother: true
         default: false
         }
     }

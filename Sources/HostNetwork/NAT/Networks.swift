@@ -57,6 +57,7 @@ public struct Networks: Sendable {
         if let subnet, !NetworkDefinition.possibleLengths.contains(subnet.length) {
             throw .badSubnet(subnet.description)
         }
+        if let bridge, !NetworkDefinition.isUsable(bridge) { throw .badBridge(bridge) }
         try NetworkDirectories.create(directories.definitions, mode: 0o755)
         try NetworkDirectories.create(directories.runtime, mode: 0o755)
         let lock = try NetworksLock(directories)
