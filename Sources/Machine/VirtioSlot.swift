@@ -159,12 +159,21 @@ struct VirtioSlot: Sendable {
         let attachment: NetworkAttachment
         do throws(MachineError) { attachment = try attach(network) } catch {
             guard network.isOptional, case .network(let error) = error else { throw error }
+            if case .nat = network.backend {
+                log.notice("\(error). The guest has the network of this user instead (--net user)")
+                var other = network
+                other.backend = .user()
+                return try makeNetwork(other, index: index, configuration, log: log)
+            }
             log.notice("the guest has no network interface: \(error). Choose one with --net, or --net none")
             return nil
         }
         // An interface that is slower than possible without a request for that deserves more than a line that is
         // usually hidden.
         for note in attachment.notes { log.notice("\(note)") }
+        if network.isOptional, case .nat(let name, _) = network.backend {
+            log.notice("the guest is in the network \(name) of this host (--net nat); choose another one with --net")
+        }
         let offloads = attachment.offloads
         let isUnexpected = network.offload == nil && !offloads.isOn && !attachment.isStream
         log.log(level: isUnexpected ? .notice : .info, "\(offloads)")

@@ -43,12 +43,12 @@ struct NetworkArgument {
         self.network = network
     }
 
-    /// For an IMAGE that boots by itself.
-    static let usual = {
-        var network = Configuration.Network(.user())
+    /// For an IMAGE that boots by itself: a network of the host where root can have one, or else that of the user.
+    static var usual: Configuration.Network {
+        var network = Configuration.Network(Networks.areAvailable ? .nat(.standard) : .user())
         network.isOptional = true
         return network
-    }()
+    }
 
     /// The words of an argument, each valid by itself.
     private struct Words {

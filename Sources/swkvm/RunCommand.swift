@@ -192,7 +192,7 @@ struct RunCommand: ParsableCommand {
             each but none also accepts mac=MAC and mac-lock=on|off. user gives the guest the network of this user without any privilege, by the program passt; publish= (repeatable) \
             forwards a port of the host to the guest, from the host only (127.0.0.1) unless ADDRESS is specified. nat connects the guest to a network of this host with DHCP, DNS and address translation, which is brought up if it is down (needs root; swkvm network). \
             bridge= without tap= makes it a port of an existing bridge, by a TAP of its own; macvtap= creates a macvtap on an interface of the host, which puts the guest on that network; netns= looks the TAP and the bridge up, or creates them, in a network namespace by its name. stream= connects to a UNIX socket of a program such as passt or gvproxy. \
-            Default: user for an IMAGE that boots by itself, if passt is installed; otherwise none. \
+            Default for an IMAGE that boots by itself: nat for root, if dnsmasq and nft are installed, or else user, if passt is; otherwise none. \
             mac-lock=on drops the guest's frames whose source MAC address is not the interface's, which the guest then cannot change. \
             offload= controls whether the guest may offload checksums and segmentation to the host; by default this depends on what the \
             interface is connected to. queues= gives the guest several pairs of queues, each with a thread (1 by default, up to \

@@ -39,11 +39,13 @@ import Testing
 
     @Test func anImageBootsAndStaysAsItIs() throws {
         let image = directory("disk.qcow2"), before = try contents(image)
-        let machine = try Program.machine([image, "--mem", "64M", "--append", "more words"])
+        let machine = try Program.machine([image, "--mem", "64M", "--net", "none", "--append", "more words"])
         try machine.expectEnd(0)
         #expect(machine.output.text == "console=ttyS0 from=grub ro more words", "\(machine.story)")
         // What the guest writes is gone with it.
-        let guest = try Program.machine([image, "--mem", "64M", "--boot", "2", "--append", "test=disk"])
+        let guest = try Program.machine([
+            image, "--mem", "64M", "--net", "none", "--boot", "2", "--append", "test=disk",
+        ])
         try guest.expectEnd(0)
         #expect(guest.output.text.contains("vda"), "\(guest.story)")
         #expect(try contents(image) == before)
@@ -78,7 +80,9 @@ import Testing
             ),
         ] as [([String], String?, Namespace, Int, String?)] {
             let machine = try Program(
-                (path.map { ["env", "PATH=\($0)"] } ?? []) + [Host.swkvm, "run", disk, "--boot", "2", "--mem", "64M"]
+                withoutNATPrograms + (path.map { ["env", "PATH=\($0)"] } ?? []) + [
+                    Host.swkvm, "run", disk, "--boot", "2", "--mem", "64M",
+                ]
                     + arguments, input: .pipe, in: namespace)
             try machine.wait(for: Program.prompt)
             #expect(
@@ -87,6 +91,20 @@ import Testing
             try machine.powerOff()
             #expect(machine.errors.lines == (line.map { [$0] } ?? []), "\(machine.story)")
         }
+        // For root, a network of the host is the default.
+        let home = directory("home")
+        try shell("chmod 755 '\(directory.path)'; mkdir -m 755 '\(home)'")
+        let machine = try Program(
+            ["env", "SWKVM_HOME=\(home)", Host.swkvm, "run", disk, "--boot", "2", "--mem", "64M"], input: .pipe,
+            in: isolated)
+        try machine.wait(for: Program.prompt)
+        #expect(try machine.ask("net eth0 dhcp").first?.contains("gateway 10.213.0.1") == true, "\(machine.story)")
+        try machine.powerOff()
+        #expect(
+            machine.errors.lines.last
+                == "swkvm: notice: net0: the guest is in the network default of this host (--net nat); choose another one with --net",
+            "\(machine.story)")
+        #expect(try eventually { try isolated.linkNames() == [] })
         // Another kernel than the disk's, and a disk that is not the IMAGE, have none by themselves.
         for arguments in [[disk, "--kernel", "bundled"], ["--disk", disk, "--boot", "2"]] {
             let machine = try Program.machine(arguments + ["--mem", "64M"], input: .pipe, in: host)

@@ -228,7 +228,11 @@ import Testing
     /// Each machine has a port of its own for ssh.
     @Test func theNetworkOfAnImage() throws {
         let image = try bootableImage()
-        for name in ["web", "db"] { try swkvm("create", name, image) }
+        for name in ["web", "db"] {
+            let create = try Program(
+                withoutNATPrograms + ["env", "SWKVM_HOME=\(home)", Host.swkvm, "create", name, image])
+            #expect(try create.waitForEnd() == .status(0), "\(create.story)")
+        }
         let ports = try ["web", "db"].map { name in
             let line = try shell("grep ^net '\(home)/definitions/\(name).toml'")
             return try #require(Int(line.drop { $0 != "h" }.filter(\.isNumber).dropLast(2)), "\(line)")
@@ -237,12 +241,16 @@ import Testing
         let list = try swkvm("list").output.text
         for port in ports { #expect(list.contains("127.0.0.1:\(port) → 22"), "\(list)") }
         // A host without the program says so, and the machine has none.
-        let without = try Program([
-            "/usr/bin/env", "-i", "SWKVM_HOME=\(home)", "PATH=/nowhere", Host.swkvm, "create", "x", image,
-        ])
+        let without = try Program(
+            withoutNATPrograms + [
+                "/usr/bin/env", "-i", "SWKVM_HOME=\(home)", "PATH=/nowhere", Host.swkvm, "create", "x", image,
+            ])
         #expect(try without.waitForEnd() == .status(0), "\(without.story)")
         #expect(without.output.text.contains("no network: passt is not installed"), "\(without.story)")
         #expect(try shell("grep -c ^net '\(home)/definitions/x.toml' || true") == "0\n")
+        // For root, a network of the host is the default.
+        #expect(try swkvm("create", "nat", image).output.text.contains("network default of this host (--net nat)"))
+        #expect(try shell("grep ^net '\(home)/definitions/nat.toml'") == "net = \"nat\"\n")
     }
 
     /// A `create` that is killed at any time leaves a machine, or nothing.

@@ -19,7 +19,8 @@ struct CreateCommand: MachineVerb {
             writes: IMAGE itself is never changed, and must stay where it is. All options of `swkvm run` describe the machine \
             (man swkvm-run); they are stored in a file that `swkvm edit` changes.
 
-            The machine of an IMAGE without --net has the network of this user (--net user), with a free port of 127.0.0.1 from 2222 on that leads \
+            The machine of an IMAGE without --net is, for root, in the network default of this host (--net nat), if dnsmasq and nft are installed. \
+            Otherwise it has the network of this user (--net user), with a free port of 127.0.0.1 from 2222 on that leads \
             to the guest's port 22, which `swkvm ssh` uses.
 
             For an IMAGE without --user, --ssh-key, --password-file, --user-data and --meta-data, the public SSH keys of this user are given to the guest, for a user \

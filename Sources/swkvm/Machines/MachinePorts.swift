@@ -17,8 +17,14 @@ enum MachinePorts {
         return Set(definitions.flatMap(PublishedPort.all).map(\.port))
     }
 
-    /// Gives a machine the network of its user, with a port for ssh, if the host has the program for it.
+    /// Gives a machine of root a network of the host, if that has the programs for it, and otherwise the network of its
+    /// user, with a port for ssh, if the host has the program for it.
     static func addNetwork(to definition: inout Definition, used: Set<UInt16>, _ report: inout [String]) {
+        if Networks.areAvailable {
+            definition.options.append(Definition.Option("net", "nat"))
+            report.append("network default of this host (--net nat), where `swkvm ip` shows its address")
+            return
+        }
         guard Passt.find() != nil else {
             report.append("no network: passt is not installed (apt install passt); --net gives it another one")
             return

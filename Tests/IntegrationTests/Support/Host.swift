@@ -27,6 +27,17 @@ enum Host {
     static var memorySize: UInt64 { UInt64(sysconf(Int32(_SC_PHYS_PAGES))) * UInt64(sysconf(Int32(_SC_PAGESIZE))) }
 }
 
+/// Before a command: runs it as on a host without the programs of `--net nat`.
+let withoutNATPrograms = [
+    "unshare", "-m", "sh", "-euc",
+    """
+    for name in dnsmasq nft; do
+        file=$(command -v $name || true); test -z "$file" || mount --bind /dev/null "$file"
+    done
+    exec "$@"
+    """, "sh",
+]
+
 /// A directory of a test's own, removed with the object.
 final class TemporaryDirectory {
     let path: String
