@@ -185,6 +185,23 @@ import Testing
         }
     }
 
+    @Test func aFirewallThatDropsIsFound() {
+        func chains(_ table: String, _ rest: String) -> String {
+            "table \(table) {\n\tchain FORWARD {\n\t\ttype filter hook \(rest)\n\t}\n}\n"
+        }
+        let accepts = chains("ip mine", "forward priority filter; policy accept;")
+        #expect(FirewallRules.dropper(in: accepts) == nil && FirewallRules.dropper(in: "") == nil)
+        for (table, rest, isFound) in [
+            ("ip filter", "forward priority filter; policy drop;", true),
+            ("inet firewall", "forward priority 0; policy drop;", true),
+            ("ip6 filter", "forward priority filter; policy drop;", false),
+            ("ip filter", "input priority filter; policy drop;", false),
+        ] {
+            let found = FirewallRules.dropper(in: accepts + chains(table, rest))
+            #expect(found == (isFound ? "chain FORWARD of table \(table)" : nil), "\(table) \(rest)")
+        }
+    }
+
     /// What an interface has, and what a route leads to, also on an interface that is down.
     @Test(.enabled(if: mayMakeNamespaces, rootNeeded)) func theRangesOfTheHost() throws {
         try inNewNamespace { host in

@@ -163,6 +163,27 @@ import Testing
         #expect(try isClean() && forwarding == "0")
     }
 
+    /// A repair that fails does not cut off the machines.
+    @Test func aRepairThatFails() throws {
+        let machine = try machine(["--name", "web", "--net", "nat"])
+        _ = try machine.ask("net eth0 dhcp")
+        let killed = try pid()
+        kill(killed, SIGKILL)
+        #expect(try eventually { try !shell("cat /proc/\(killed)/cmdline 2>/dev/null || true").contains("keep") })
+        let list = try Program(
+            withoutNATPrograms + ["env", "SWKVM_HOME=\(home)", Host.swkvm, "network", "list"], in: host)
+        #expect(try list.waitForEnd() == .status(0), "\(list.story)")
+        #expect(
+            list.errors.lines == [
+                "swkvm: the network default could not be repaired: nft is not installed, which --net nat needs: apt install nftables"
+            ], "\(list.story)")
+        #expect(try machine.ask("ping 10.213.0.1 1").last?.hasPrefix("1 of 1 came back") == true, "\(machine.story)")
+        #expect(try swkvm("network", "list").errors.text.contains("repaired the network default"))
+        #expect(try states == ["default up swkvm0 10.213.0.0/24 1"])
+        try end(machine)
+        #expect(try eventually { try isClean() })
+    }
+
     /// Of starts at once, one brings the network up and the others use it.
     @Test func startsAtOnce() throws {
         let machines = try (0..<3).map {
@@ -200,6 +221,20 @@ import Testing
         #expect(try swkvm("ip", "web").output.text == address + "\n")
         try swkvm("delete", "--force", "web")
         #expect(try eventually { try isClean() })
+    }
+
+    /// As Docker has it, for example.
+    @Test func aFirewallThatDropsIsReported() throws {
+        try host.shell(
+            "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'"
+        )
+        let lines = try swkvm("network", "start").output.lines
+        #expect(
+            lines.contains(
+                "the firewall of this host drops what is forwarded by default (chain FORWARD of table ip filter): accept packets from and to swkvm0 there, or guests reach the host only"
+            ), "\(lines)")
+        try swkvm("network", "stop")
+        #expect(try host.shell("nft list tables") == "table ip filter\n")
     }
 
     @Test func whatPreventsANetwork() throws {

@@ -73,13 +73,14 @@ public struct NetworkKeeper: ~Copyable {
     /// removed its bridge.
     public mutating func run() {
         while true {
-            if !isNeeded, end() { return }
+            let isIdle = !isNeeded
+            if isIdle, end() { return }
             keepServer()
             var entries = [signals.rawValue, watcher.descriptor].map {
                 pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
             }
-            // The array has two entries. Without a server there is something to do later.
-            _ = unsafe poll(&entries, 2, server > 0 ? -1 : 1000)
+            // The array has two entries. Without a server, or if the end has failed, there is something to do later.
+            _ = unsafe poll(&entries, 2, server > 0 && !isIdle ? -1 : 1000)
             while SignalSet.next(from: signals) != nil {}
             _ = watcher.latest()
         }

@@ -19,52 +19,31 @@ struct NetworkSetUp {
     /// The alias of a network's bridge.
     static func alias(of name: NetworkName) -> String { "swkvm: network \(name)" }
 
-    /// Makes all changes, or none.
+    /// Makes all changes, or none. Of a network that machines use, what is there stays when a change fails.
     init(_ files: NetworkFiles, _ definition: NetworkDefinition) throws(NetworkError) {
         self.files = files
         Self.stopServer(files)
-        var state: NetworkState
-        let bridge: Link
-        var report: [String]
-        do throws(HostNetworkError) {
-            let netlink = try RouteNetlink()
-            let found = try netlink.link(named: definition.bridge)
-            if let found, found.kind != "bridge" || found.alias != Self.alias(of: files.name) {
-                throw .nat(.bridgeTaken(files.name, definition.bridge))
-            }
-            // What a killed process has left is used again, as machines may be there.
-            let previous = NetworkState(of: files).flatMap {
-                $0.namespace == NetworkState.currentNamespace && $0.bridge == definition.bridge ? $0 : nil
-            }
-            let subnet: Subnet
-            if found != nil, let previous {
-                subnet = previous.subnet
-            } else {
-                do throws(NetworkError) { subnet = try Self.subnet(files, definition, netlink, own: found) } catch {
-                    throw .nat(error)
-                }
-            }
-            state = NetworkState(
-                bridge: definition.bridge, subnet: subnet, namespace: NetworkState.currentNamespace,
-                hasSetForwarding: previous?.hasSetForwarding ?? false)
-            report = [
-                "the network \(files.name) is up: bridge \(state.bridge), address \(state.gateway), guests in \(subnet)"
-            ]
-            do throws(NetworkError) { try Self.write(state.text, to: files.state) } catch { throw .nat(error) }
-            do throws(HostNetworkError) { bridge = try Self.makeBridge(found, state, files, netlink) } catch {
-                Self.takeDown(files, state)
-                throw error
-            }
-        } catch {
+        let start: Start
+        do throws(HostNetworkError) { start = try Start(files, definition) } catch {
             if case .nat(let error) = error { throw error }
             throw .host(error.description)
         }
+        var state = start.state
+        var report = [
+            "the network \(files.name) is up: bridge \(state.bridge), address \(state.gateway), guests in \(state.subnet)"
+        ]
         do throws(NetworkError) {
+            try Self.write(state.text, to: files.state)
+            bridgeIndex = try start.makeBridge(files).index
             try Self.applyRules(FirewallRules(name: files.name, bridge: state.bridge, subnet: state.subnet), files)
+            if let dropper = Self.dropper {
+                report.append(
+                    "the firewall of this host drops what is forwarded by default (\(dropper)): accept packets from and to \(state.bridge) there, or guests reach the host only"
+                )
+            }
+            let user = DNSMasq.user(in: (try? readFile("/etc/passwd", limit: 1 << 20)) ?? [])
             try Self.write(
-                DNSMasq.configuration(
-                    files, bridge: state.bridge, subnet: state.subnet,
-                    user: DNSMasq.user(in: (try? readFile("/etc/passwd", limit: 1 << 20)) ?? [])),
+                DNSMasq.configuration(files, bridge: state.bridge, subnet: state.subnet, user: user),
                 to: files.dnsmasqConfiguration)
             server = try Self.startServer(files)
             // Last: what fails before changes nothing of the whole host.
@@ -76,13 +55,50 @@ struct NetworkSetUp {
                 report.append("IPv4 forwarding of the host was switched on")
             }
         } catch {
-            Self.takeDown(files, state)
+            if !start.isInUse { Self.takeDown(files, state) }
             throw error
         }
         if definition.subnet == nil { try? Self.write("\(state.subnet)\n", to: files.chosenSubnet) }
-        self.state = state
-        self.report = report
-        bridgeIndex = bridge.index
+        (self.state, self.report) = (state, report)
+    }
+
+    /// What a start finds on the host.
+    private struct Start {
+        /// The bridge, if a killed process has left it.
+        let found: Link?
+        /// Machines are its ports.
+        let isInUse: Bool
+        let state: NetworkState
+
+        init(_ files: NetworkFiles, _ definition: NetworkDefinition) throws(HostNetworkError) {
+            let netlink = try RouteNetlink()
+            found = try netlink.link(named: definition.bridge)
+            if let found, found.kind != "bridge" || found.alias != NetworkSetUp.alias(of: files.name) {
+                throw .nat(.bridgeTaken(files.name, definition.bridge))
+            }
+            if let found { isInUse = try !netlink.ports(of: found.index).isEmpty } else { isInUse = false }
+            // What a killed process has left is used again, as machines may be there.
+            let previous = NetworkState(of: files).flatMap {
+                $0.namespace == NetworkState.currentNamespace && $0.bridge == definition.bridge ? $0 : nil
+            }
+            let subnet: Subnet
+            if found != nil, let previous {
+                subnet = previous.subnet
+            } else {
+                do throws(NetworkError) {
+                    subnet = try NetworkSetUp.subnet(files, definition, netlink, own: found)
+                } catch { throw .nat(error) }
+            }
+            state = NetworkState(
+                bridge: definition.bridge, subnet: subnet, namespace: NetworkState.currentNamespace,
+                hasSetForwarding: previous?.hasSetForwarding ?? false)
+        }
+
+        func makeBridge(_ files: NetworkFiles) throws(NetworkError) -> Link {
+            do throws(HostNetworkError) {
+                return try NetworkSetUp.makeBridge(found, state, files, RouteNetlink())
+            } catch { throw .host(error.description) }
+        }
     }
 
     func revert() { Self.takeDown(files, state) }
@@ -142,6 +158,15 @@ struct NetworkSetUp {
         guard status != 0 else { return }
         let line = text.split(separator: "\n").first.map(String.init) ?? "an error without a message"
         throw .programFailed("nft", line)
+    }
+
+    /// A chain of the host that would drop what guests send.
+    private static var dropper: String? {
+        guard let program = HelperProgram.find("nft") else { return nil }
+        // What a program prints is read from its standard error.
+        let words = ["sh", "-c", "exec \"$0\" list chains >&2", program]
+        guard let (status, text) = try? result("/bin/sh", words), status == 0 else { return nil }
+        return FirewallRules.dropper(in: text)
     }
 
     private static func result(
