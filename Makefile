@@ -16,7 +16,7 @@ SWIFT  ?= swift
 # other (Sources/order.txt, `make order`). ESSENTIALS is a module in the place of the toolchain's FoundationEssentials.
 ESSENTIALS := build/essentials/FoundationEssentials
 FUNCTIONS  := -Xswiftc -Xfrontend -Xswiftc -function-sections
-STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
+STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections -Xlinker -z -Xlinker now \
 	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=. $(FUNCTIONS)
 # `make release TLS=yes` supports remote disks over TLS, and adds 3 MB.
 ifeq ($(TLS),yes)
@@ -65,7 +65,7 @@ release: guest $(ESSENTIALS).o ## builds the static binary build/swkvm
 	@binary="$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"; for file in build/generated/extracted.txt Sources/order.txt Sources/sections.ld $(ESSENTIALS).o; do \
 		if [ ! -e $$file ] || { [ $$file != build/generated/extracted.txt ] && [ $$file -nt "$$binary" ]; }; then rm -f "$$binary"; fi; done
 	SWIFT_DETERMINISTIC_HASHING=1 $(SWIFT) build $(RELEASE)
-	@strip -R .swift_modhash -R .note.gnu.build-id -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
+	@SWIFT="$(SWIFT)" .ci/strip "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" $(BINARY)
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
 	@.ci/sbom
 

@@ -2,8 +2,8 @@
 
 #define _GNU_SOURCE
 #include "CSandbox.h"
+#include "Line.h"
 
-#include <poll.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -166,31 +166,6 @@ uint64_t csandbox_passage(void) { return (uint64_t)(uintptr_t)csandbox_pass_end;
 
 static char report_prefix[64];
 static int report_status;
-
-/// A line that is put together without the C library's formatting, which a signal handler may not use.
-struct line {
-    char text[400];
-    size_t count;
-};
-
-static void add(struct line *line, const char *text) {
-    while (*text && line->count < sizeof line->text - 1) line->text[line->count++] = *text++;
-}
-
-static void add_number(struct line *line, uint64_t number, unsigned base) {
-    char digits[24], *start = digits + sizeof digits;
-    *--start = 0;
-    do *--start = "0123456789abcdef"[number % base];
-    while ((number /= base) != 0);
-    add(line, start);
-}
-
-/// Writes the line to standard error, whose reader is waited for so many milliseconds.
-static void say(const struct line *line, int patience) {
-    struct pollfd output = {.fd = STDERR_FILENO, .events = POLLOUT};
-    // One write of less than a pipe's buffer. Its failure cannot be reported anywhere.
-    if (poll(&output, 1, patience) == 1 && write(STDERR_FILENO, line->text, line->count) < 0) return;
-}
 
 static void refused(int signal, siginfo_t *information, void *context) {
     (void)signal;

@@ -95,9 +95,10 @@ int csandbox_fork(const char *name, const int *descriptors, size_t count) {
     pid_t child = fork();
     if (child != 0) return child < 0 ? -errno : child;
     // What ends the machine by its terminal, its group or its session leaves this process to do its work.
+    static const int own[] = {SIGSYS, SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGABRT};
     sigset_t most;
     sigfillset(&most);
-    sigdelset(&most, SIGSYS);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&most, own[i]);
     sigprocmask(SIG_SETMASK, &most, 0);
     setsid();
     prctl(PR_SET_NAME, name, 0, 0, 0);

@@ -14,10 +14,13 @@ public struct SignalSet: @unchecked Sendable {
         return SignalSet(set: set)
     }
 
-    /// Every signal but one.
-    public static func all(but number: Int32) -> SignalSet {
+    /// Every signal but those by which the kernel reports what the thread itself has done: a fault, or a call that is
+    /// refused. If one were blocked, it would end the process without a report.
+    public static var allButOwnFaults: SignalSet {
         var others = all
-        unsafe sigdelset(&others.set, number)
+        for number in [SIGSYS, SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGABRT] {
+            unsafe sigdelset(&others.set, number)
+        }
         return others
     }
 

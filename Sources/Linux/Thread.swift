@@ -9,8 +9,8 @@ public struct Thread: ~Copyable, @unchecked Sendable {
     private let handle: pthread_t
 
     /// Starts a thread. All signals are blocked in it, except those that `body` itself unblocks, so that
-    /// signals for the process reach the thread that waits for them; and except SIGSYS, which is about a call that the
-    /// thread itself makes: if it were blocked, a refused call would end the process without a report.
+    /// signals for the process reach the thread that waits for them; and except those about what the thread itself
+    /// does.
     /// - Parameters:
     ///   - name: what `ps -T` and a debugger show; the kernel keeps the first 15 bytes.
     ///   - stackSize: bytes; 256 KiB is plenty for code that does not recurse.
@@ -27,7 +27,7 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         defer { unsafe pthread_attr_destroy(&attributes) }
         unsafe pthread_attr_setstacksize(&attributes, stackSize)
 
-        let before = SignalSet.all(but: SIGSYS).block()
+        let before = SignalSet.allButOwnFaults.block()
         defer { before.restore() }
 
         // The new thread takes over the retain; if it cannot start, the retain is released here.

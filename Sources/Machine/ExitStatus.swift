@@ -32,6 +32,7 @@ public enum ExitStatus {
         ("1 to \(usage - 1)", "the guest's own status, through its exit device (port 0x501)"),
         ("\(usage)", "the command line is wrong"),
         ("\(noInput)", "a given file does not exist, cannot be read, or is not a kernel or a disk image"),
+        ("\(Sandbox.faultStatus)", "swkvm itself failed: the address of the fault is printed"),
         ("\(hostError)", "a required host resource is unavailable"),
         ("\(tripleFault)", "triple fault"),
         ("\(internalError)", "KVM internal error: registers and instruction bytes are printed"),

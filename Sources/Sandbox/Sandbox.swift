@@ -103,6 +103,15 @@ public struct Sandbox: Sendable {
     /// The exit status of a process that ended for a call that the sandbox does not allow: that of SIGSYS.
     public static let exitStatus: Int32 = 128 + SIGSYS
 
+    /// The exit status of a process that ended for a fault of its own (EX_SOFTWARE of `<sysexits.h>`).
+    public static let faultStatus: Int32 = 70
+
+    /// Has a fault of the process, in any thread, be reported on standard error before it ends with ``faultStatus``.
+    public static func reportFaults() {
+        // Fails for no argument of ours.
+        _ = unsafe csandbox_report_faults("swkvm: ", faultStatus)
+    }
+
     /// No confinement.
     public static let off = Sandbox(.off, needs: [])
 

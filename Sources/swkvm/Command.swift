@@ -4,6 +4,7 @@ internal import ArgumentParser
 internal import CBuild
 internal import Glibc
 internal import Linux
+internal import Sandbox
 
 /// The command line. It parses, calls `Machine`, and prints.
 @main
@@ -33,6 +34,7 @@ struct Command: ParsableCommand {
             EXIT STATUS
               0       done
               64      the command line is wrong
+              70      swkvm itself failed: the address of the fault is printed
               others  see the help of each command
             """,
         version: "swkvm \(version)",
@@ -44,6 +46,7 @@ struct Command: ParsableCommand {
         ])
 
     static func main() {
+        Sandbox.reportFaults()
         // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads:
         // not the end. A pipe whose reader has gone (`| head`) ends no change of an image half-way.
         _ = SignalSet([SIGXFSZ, SIGPIPE]).block()

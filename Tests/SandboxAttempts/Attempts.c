@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -198,6 +199,18 @@ int csandbox_attempt_all(const struct sock_filter *code, unsigned short count, i
     return work.status;
 }
 
+/// What a child has written to its end of a pipe, in `output`, and its wait status.
+static int story(pid_t child, const int *ends, char *output, int size) {
+    close(ends[1]);
+    int status = -1;
+    long taken = 0, got;
+    while ((got = read(ends[0], output + taken, (size_t)(size - 1 - taken))) > 0) taken += got;
+    output[taken] = 0;
+    close(ends[0]);
+    if (child > 0) waitpid(child, &status, 0);
+    return status;
+}
+
 int csandbox_refused_in_child(const struct sock_filter *code, unsigned short count, int exit_status, char *output, int size) {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) < 0) return -1;
@@ -208,12 +221,28 @@ int csandbox_refused_in_child(const struct sock_filter *code, unsigned short cou
         if (csandbox_report("test: ", exit_status) || install(&(struct sock_fprog){count, (struct sock_filter *)code})) _exit(1);
         _exit(syscall(SYS_getppid) > 0 ? 7 : 8);
     }
-    close(ends[1]);
-    int status = -1;
-    long taken = 0, got;
-    while ((got = read(ends[0], output + taken, (size_t)(size - 1 - taken))) > 0) taken += got;
-    output[taken] = 0;
-    close(ends[0]);
-    if (child > 0) waitpid(child, &status, 0);
-    return status;
+    return story(child, ends, output, size);
+}
+
+int csandbox_fault_in_child(int kind, char *output, int size) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0) return -1;
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        prctl(PR_SET_NAME, "faulty");
+        if (csandbox_report_faults("test: ", 70)) _exit(1);
+        switch (kind) {
+            case 0: __asm__ volatile("ud2"); break;
+            case 1: __asm__ volatile("int3"); break;
+            case 2: *(volatile char *)8 = 0; break;
+            case 3: abort();
+            // The stack is used up.
+            case 4: __asm__ volatile("0: push %%rax; jmp 0b" ::: "memory"); break;
+            // The chain of frames leads nowhere.
+            case 5: __asm__ volatile("lea 8(%%rsp), %%rbp; movq $16, (%%rbp); movq $16, 8(%%rbp); ud2" ::: "memory");
+        }
+        _exit(2);
+    }
+    return story(child, ends, output, size);
 }

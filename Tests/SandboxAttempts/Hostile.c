@@ -238,3 +238,17 @@ int hostile_attempt_all(int thread, int other, const char *directory, long *resu
     if (ptrace(PTRACE_DETACH, victim.thread, 0, 0) < 0 && !status) status = errno;
     return status;
 }
+
+int hostile_jump(int thread, unsigned long address) {
+    int status;
+    if (ptrace(PTRACE_SEIZE, thread, 0, 0) < 0) return errno;
+    int error = ptrace(PTRACE_INTERRUPT, thread, 0, 0) < 0 || waitpid(thread, &status, __WALL) < 0 ? errno : 0;
+    struct user_regs_struct registers;
+    if (error == 0 && ptrace(PTRACE_GETREGS, thread, 0, &registers) < 0) error = errno;
+    registers.rip = address;
+    // A call that was interrupted is not begun again.
+    registers.orig_rax = (unsigned long)-1;
+    if (error == 0 && ptrace(PTRACE_SETREGS, thread, 0, &registers) < 0) error = errno;
+    if (ptrace(PTRACE_DETACH, thread, 0, 0) < 0 && error == 0) error = errno;
+    return error;
+}

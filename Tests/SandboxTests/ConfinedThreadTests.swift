@@ -72,4 +72,25 @@ import Testing
         #expect(text.hasPrefix("test: the thread 'attacker' made the system call getppid(0x"))
         #expect(text.hasSuffix("), which the sandbox does not allow\n"))
     }
+
+    @Test(
+        arguments: [
+            (0, "SIGILL at program counter 0x"), (1, "SIGTRAP at program counter 0x"),
+            (2, "SIGSEGV at program counter 0x"),
+            (3, "SIGABRT at program counter 0x"), (4, "SIGSEGV at program counter 0x"),
+            (5, "SIGILL at program counter 0x"),
+        ] as [(Int32, String)]) func `A fault is reported`(kind: Int32, beginning: String)
+    {
+        var text = [CChar](repeating: 0, count: 4096)
+        let status = csandbox_fault_in_child(kind, &text, Int32(text.count))
+        #expect(status == Sandbox.faultStatus << 8)
+        let lines = text.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }.split(separator: "\n")
+        let report = lines.first ?? ""
+        #expect(report.hasPrefix("test: internal error: " + beginning), "\(report)")
+        #expect(report.contains(", accessing address 0x8, ") == (kind == 2), "\(report)")
+        #expect(report.contains(", in the thread 'faulty'"), "\(report)")
+        #expect(report.hasSuffix(": please report this bug of swkvm"))
+        // The others have left their frames.
+        if kind < 3 { #expect(lines.last?.hasPrefix("test: called from 0x") == true) }
+    }
 }

@@ -211,6 +211,12 @@ int csandbox_has_action(const uint32_t *action);
 /// Returns 0, or an errno value.
 int csandbox_report(const char *prefix, int exit_status);
 
+/// Has the signals of a fault (SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGABRT) report it on standard error, in lines that begin with `prefix`: the
+/// signal, the program counter, the thread, the binary's build ID, and the callers; then the process ends with `exit_status`. Addresses are those of
+/// the ELF file. Such a signal from another process does what it does by default. A handler has a stack of its own in the calling thread only.
+/// Returns 0, or an errno value.
+int csandbox_report_faults(const char *prefix, int exit_status);
+
 /// Ends the process, with a line about a thread that could not be confined for `error`.
 void csandbox_end(int error, int exit_status) __attribute__((noreturn));
 

@@ -16,6 +16,10 @@ int csandbox_attempt_all(const struct sock_filter *code, unsigned short count, i
 /// writes to standard error. Returns its wait status; it exits with 7 if the call was made.
 int csandbox_refused_in_child(const struct sock_filter *code, unsigned short count, int exit_status, char *output, int size);
 
+/// A child process that reports faults (`csandbox_report_faults`, status 70) has one: 0 ud2, 1 int3, 2 a write to address 8, 3 abort, 4 a used-up stack,
+/// 5 ud2 where the frames lead to an unmapped address. `output` gets what it writes to standard error. Returns its wait status.
+int csandbox_fault_in_child(int kind, char *output, int size);
+
 // The same in a thread of another process, which has to do nothing for it.
 
 extern const int hostile_attempt_count;
@@ -30,5 +34,8 @@ enum { HOSTILE_REFUSED = -5000, HOSTILE_LOST = -5001 };
 /// `other` is a process of the caller's; `directory` has files `secret`, `image`, `removed` and `renamed`, and nothing else.
 /// Each result is what the kernel answered (an errno value is negative). Returns 0 or an errno value.
 int hostile_attempt_all(int thread, int other, const char *directory, long *results);
+
+/// Has a thread go on at an address. It needs the right to trace the process. Returns 0 or an errno value.
+int hostile_jump(int thread, unsigned long address);
 
 #endif
