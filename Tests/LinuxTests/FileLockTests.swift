@@ -22,16 +22,26 @@ import Testing
         _ = consume ofAnotherProcess
     }
 
-    /// A new file each time, since the tests of a suite run at the same time: no other one locks it.
-    private let path: String
+    /// A file of the test's own: the tests of a suite run at the same time.
+    private final class File {
+        let path: String
 
-    init() throws {
-        var template = Array("/tmp/swkvm-lock.XXXXXX".utf8CString)
-        let file = mkstemp(&template)
-        try #require(file >= 0)
-        close(file)
-        path = String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        init() throws {
+            var template = Array("/tmp/swkvm-lock.XXXXXX".utf8CString)
+            let file = mkstemp(&template)
+            try #require(file >= 0)
+            close(file)
+            path = String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        }
+
+        deinit { unlink(path) }
+
+        func open() throws -> FileDescriptor { try FileDescriptor.open(path, O_RDONLY) }
     }
 
-    private func open() throws -> FileDescriptor { try FileDescriptor.open(path, O_RDONLY) }
+    private let lockFile: File
+
+    init() throws { lockFile = try File() }
+
+    private func open() throws -> FileDescriptor { try lockFile.open() }
 }
