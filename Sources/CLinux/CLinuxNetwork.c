@@ -45,6 +45,14 @@ int clinux_tun_attach(int fd, char *name, unsigned flags) {
     return status;
 }
 
+int clinux_tap_address(int fd, unsigned char *address) {
+    struct ifreq request;
+    memset(&request, 0, sizeof request);
+    int status = ioctl(fd, SIOCGIFHWADDR, &request);
+    if (status >= 0) memcpy(address, request.ifr_hwaddr.sa_data, 6);
+    return status;
+}
+
 int clinux_tun_describe(int fd, char *name, unsigned *flags) {
     struct ifreq request;
     memset(&request, 0, sizeof request);

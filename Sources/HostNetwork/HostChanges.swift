@@ -83,10 +83,16 @@ struct HostChanges: ~Copyable, Sendable {
     }
 
     /// One with the first free name: the kernel would choose one, but not report it.
+    ///
+    /// The device files of all network namespaces are in one directory, and named after the interfaces' indices, of
+    /// which the kernel gives each namespace the same small ones. So the index is one that hardly another one has.
     private func createLink(on lower: Link) throws(HostNetworkError) -> Link {
         for number in 0..<10_000 {
             let name = InterfaceName(fromKernel: "swmac\(number)")
-            do throws(HostNetworkError) { try netlink.createMACVTAP(name, on: lower) } catch {
+            do throws(HostNetworkError) {
+                try netlink.createMACVTAP(
+                    name, on: lower, index: .random(in: 100_000..<100_000_000), address: .random())
+            } catch {
                 guard error.errno == EEXIST else { throw error }
                 continue
             }

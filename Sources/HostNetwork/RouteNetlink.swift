@@ -144,10 +144,14 @@ public struct RouteNetlink: ~Copyable, Sendable {
     }
 
     /// Creates a macvtap on another interface, whose guests reach each other (MACVLAN_MODE_BRIDGE), down.
+    /// - Parameter index: of the new interface, which also names its device file.
     /// - Throws: as ``createLink(_:kind:address:parent:)``.
-    func createMACVTAP(_ name: InterfaceName, on parent: Link) throws(HostNetworkError) {
-        var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+    func createMACVTAP(
+        _ name: InterfaceName, on parent: Link, index: Int32, address: MACAddress
+    ) throws(HostNetworkError) {
+        var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, index: index)
         message.append(attribute: IFLA_IFNAME, string: name.text)
+        message.append(attribute: IFLA_ADDRESS, address.bytes)
         message.append(attribute: IFLA_LINK, number: UInt32(bitPattern: parent.index))
         message.append(nested: IFLA_LINKINFO) { info in
             info.append(attribute: IFLA_INFO_KIND, string: "macvtap")

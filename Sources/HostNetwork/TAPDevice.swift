@@ -90,8 +90,8 @@ public struct TAPDevice: ~Copyable, Sendable {
         var all: [TAPQueue] = []
         for _ in 0..<max(1, queues) {
             let node = try openNode(of: link)
-            // Another namespace may have an interface of this number.
-            guard describe(node.rawValue)?.name == link.name else { throw .nodeMissing(link.name, index: link.index) }
+            // The file may be that of another namespace's interface, which may have the same name, too.
+            guard address(of: node) == link.address else { throw .nodeMissing(link.name, index: link.index) }
             all.append(try TAPQueue(node, of: link.name, hasHeader: true))
         }
         for queue in all.dropFirst() {
@@ -100,6 +100,14 @@ public struct TAPDevice: ~Copyable, Sendable {
             }
         }
         return TAPDevice(all, name: link.name, headerSize: virtioHeaderSize)
+    }
+
+    /// The Ethernet address of a macvtap.
+    private static func address(of node: borrowing FileDescriptor) -> MACAddress? {
+        var bytes = [UInt8](repeating: 0, count: 6)
+        // As many bytes as the helper writes.
+        guard unsafe clinux_tap_address(node.rawValue, &bytes) >= 0 else { return nil }
+        return try? MACAddress(rawValue: bytes.reduce(0) { $0 << 8 | UInt64($1) })
     }
 
     /// The device file appears with the interface, or a moment later, by udev.

@@ -13,6 +13,8 @@
 int clinux_tun_attach(int fd, char *name, unsigned flags);
 /// The name (IFNAMSIZ bytes) and IFF_* flags of the interface that a descriptor is attached to (TUNGETIFF).
 int clinux_tun_describe(int fd, char *name, unsigned *flags);
+/// The Ethernet address (6 bytes) of the interface that a macvtap's descriptor is attached to (SIOCGIFHWADDR).
+int clinux_tap_address(int fd, unsigned char *address);
 /// Has a multi-queue interface use the queue of this descriptor, or not (TUNSETQUEUE).
 int clinux_tun_use_queue(int fd, int is_used);
 
