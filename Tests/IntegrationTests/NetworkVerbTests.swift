@@ -272,6 +272,22 @@ import Testing
         try refused(
             start, "dnsmasq reports: failed to create listening socket for 10.213.0.1: Address already in use")
         #expect(try isClean() && forwarding == "0")
+        // No room for the first file.
+        let full = try Program(
+            [
+                "env", "SWKVM_HOME=\(home)/full", "unshare", "-m", "sh", "-euc",
+                """
+                mkdir "$SWKVM_HOME"; mount -t tmpfs -o size=64k,mode=755 t "$SWKVM_HOME"
+                mkdir -p "$SWKVM_HOME/network-run/default"; head -c 70000 /dev/zero >"$SWKVM_HOME/fill" 2>/dev/null || true
+                "$@" 2>&1 || true
+                """, "sh",
+            ] + [Host.swkvm, "run", "--mem", "64M", "--net", "nat"], in: host)
+        _ = try full.waitForEnd()
+        #expect(full.output.text.contains("No space left on device"), "\(full.story)")
+        _ = try shell("echo 'bridge = broken' >'\(home)/networks/bad.toml'")
+        let list = try swkvm("network", "list", status: 1)
+        #expect(list.errors.text.contains("bad.toml is no definition of a network"), "\(list.story)")
+        #expect(list.output.text.contains("default") && list.output.text.contains("lab"), "\(list.story)")
         #expect(try swkvm("network", "start", "nope", status: 64).errors.text.contains("there is no network nope"))
         #expect(
             try swkvm("network", "define", "x", "--subnet", "10.0.0.0/30", status: 64).errors.text.contains("8 to 29"))

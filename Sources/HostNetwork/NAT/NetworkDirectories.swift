@@ -82,5 +82,4 @@ struct NetworkFiles: Equatable, Sendable {
     var dnsmasqErrors: String { runtime + "/dnsmasq.log" }
     /// A file for each machine: its address and its name (dnsmasq(8), dhcp-hostsdir).
     var hosts: String { runtime + "/hosts" }
-    var messages: String { runtime + "/messages.log" }
 }

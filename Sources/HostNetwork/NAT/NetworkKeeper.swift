@@ -122,7 +122,8 @@ public struct NetworkKeeper: ~Copyable {
         close(3)
         _ = unsafe chdir("/")
         do throws(SystemCallError) {
-            let messages = try FileDescriptor.open(files.messages, O_RDWR | O_APPEND | O_CREAT, mode: 0o600)
+            // In memory: the reason may be a disk that is full.
+            let messages = try FileDescriptor.memory("messages")
             let start = try BackgroundStart(messages: messages)
             do throws(NetworkError) {
                 var keeper = try NetworkKeeper(name, networks)
@@ -131,12 +132,12 @@ public struct NetworkKeeper: ~Copyable {
                 keeper.run()
                 return 0
             } catch {
-                removeName(files.messages)
                 try? Self.print(error.description)
                 return 1
             }
         } catch {
-            try? Self.print(NetworkError.system(purpose: "write", path: files.messages, error).description)
+            try? Self.print(
+                NetworkError.system(purpose: "start the process of", path: files.runtime, error).description)
             return 1
         }
     }

@@ -261,7 +261,7 @@ struct NetworkSetUp {
         _ = files.hosts.withRawCString { unsafe rmdir($0) }
         for file in [
             files.rules, files.dnsmasqConfiguration, files.dnsmasqProcess, files.dnsmasqErrors, files.kept,
-            files.messages, files.state,
+            files.state,
         ] { removeName(file) }
         return report
     }

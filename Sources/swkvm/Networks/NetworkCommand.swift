@@ -39,9 +39,19 @@ struct NetworkCommand: ParsableCommand {
         func run() throws {
             let networks = networks(), all = networks.names()
             if names { return all.forEach { print($0) } }
-            let states = try all.map { name in
-                try attempt { () throws(NetworkError) in try networks.status(of: name) }
+            var states: [Networks.Status] = []
+            var failure: (any Error)?
+            for name in all {
+                // An error with one is reported, and the others are shown.
+                do { states.append(try attempt { () throws(NetworkError) in try networks.status(of: name) }) } catch {
+                    failure = failure ?? error
+                }
             }
+            show(states)
+            if let failure { throw failure }
+        }
+
+        private func show(_ states: [Networks.Status]) {
             if json { return print(JSON.array(states.map(\.json))) }
             let rows = states.map { status in
                 [
