@@ -10,6 +10,8 @@ public enum InventoryError: Error, Equatable, CustomStringConvertible {
     /// A directory with data, of a machine that is not defined.
     case dataWithoutDefinition(MachineName, directory: String)
     case running(MachineName, process: Int32)
+    /// A process has the lock of the machine's file that has no number here.
+    case runningElsewhere(MachineName, lock: String)
     case notRunning(MachineName)
     /// A definition that was read is another one by now.
     case changedMeanwhile(MachineName)
@@ -35,6 +37,8 @@ public enum InventoryError: Error, Equatable, CustomStringConvertible {
             "\(directory.printable) has data of a machine \(name) that is not defined: move or remove it first"
         case .running(let name, let process):
             "\(name) is running\(process > 0 ? " (process \(process))" : ""); `swkvm stop \(name)` stops it"
+        case .runningElsewhere(let name, let lock):
+            "\(name) runs on another host, or in another PID namespace of this one, whose process has locked \(lock.printable)"
         case .notRunning(let name): "\(name) is not running; `swkvm start \(name)` starts it"
         case .changedMeanwhile(let name): "the definition of \(name) was changed by somebody else meanwhile"
         case .busy(let name): "another swkvm process is changing \(name) at this moment; try again"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Glibc
 public import Linux
 
 /// Where the files of a machine are.
@@ -35,8 +36,10 @@ public struct MachineFiles: Equatable, Sendable {
     var unfinished: String { directory + "/.unfinished" }
 
     /// The machine's process, nil if it does not run.
+    /// - Throws: `runningElsewhere`, `system`.
     public func runningProcess() throws(InventoryError) -> RunningProcess? {
         do throws(SystemCallError) { return try ProcessFile.owner(process) } catch {
+            if error == SystemCallError("fcntl", errno: ESRCH) { throw .runningElsewhere(name, lock: process) }
             throw .system(purpose: "read", path: process, error)
         }
     }

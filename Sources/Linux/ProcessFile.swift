@@ -110,7 +110,8 @@ public final class ProcessFile: Sendable {
     deinit { if !isDelegated.load(ordering: .relaxed) { removeName() } }
 
     /// The process that has locked such a file; nil if none has.
-    /// - Throws: when the file is there and cannot be opened.
+    /// - Throws: when the file is there and cannot be opened; `ESRCH` of `fcntl` when a process has locked it that has
+    ///   no number here: one of another PID namespace, or of another host that shares the file system.
     public static func owner(_ path: String) throws(SystemCallError) -> RunningProcess? {
         let file: FileDescriptor
         do throws(SystemCallError) { file = try FileDescriptor.open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY) } catch {

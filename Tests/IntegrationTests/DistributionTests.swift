@@ -121,8 +121,8 @@ import Testing
     private func builtTree() throws -> String {
         try shell(
             """
-            cd '\(directory.path)'; mkdir -p tree/.ci tree/build/man tree/build/completions
-            cp '\(Host.package)/.ci/install' tree/.ci
+            cd '\(directory.path)'; mkdir -p tree/.ci tree/build/man tree/build/completions tree/packaging
+            cp '\(Host.package)/.ci/install' tree/.ci; cp -r '\(Host.package)/packaging/ocf' tree/packaging
             """)
         return directory("tree")
     }
@@ -147,6 +147,7 @@ import Testing
         #expect(
             found == """
                 755 bin/swkvm
+                755 lib/ocf/resource.d/swkvm/Machine
                 644 share/bash-completion/completions/swkvm
                 644 share/fish/vendor_completions.d/swkvm.fish
                 644 share/man/man1/swkvm-run.1

@@ -322,10 +322,18 @@ import Testing
         _ = try shell("mv '\(home)/run' '\(home)/run-of-a-session'")
         #expect(try states == ["web running"])
         try swkvm("delete", "web", status: 1)
-        let delete = try Program([
-            "unshare", "--pid", "--fork", "--mount-proc", "env", "SWKVM_HOME=\(home)", Host.swkvm, "delete", "web",
-        ])
-        #expect(try delete.waitForEnd() == .status(1), "\(delete.story)")
+        func elsewhere(_ words: String...) throws -> Program {
+            try Program(
+                ["unshare", "--pid", "--fork", "--mount-proc", "env", "SWKVM_HOME=\(home)", Host.swkvm] + words)
+        }
+        for verb in ["delete", "start", "stop", "restart", "console"] {
+            let program = try elsewhere(verb, "web")
+            #expect(try program.waitForEnd() == .status(1), "\(program.story)")
+            #expect(program.errors.text.hasPrefix("swkvm: web runs on another host, or"), "\(program.story)")
+        }
+        let list = try elsewhere("list")
+        try list.expectEnd(0)
+        #expect(list.output.text.contains("web   elsewhere"), "\(list.story)")
         #expect(try states == ["web running"])
         try swkvm("stop", "web")
     }

@@ -14,7 +14,9 @@ struct ListCommand: MachineVerb {
         abstract: "List the machines that are defined, and which of them run.",
         discussion: """
             USED is the memory that the machine's process has, its guest's included, and DISK what the machine's own directory takes on the \
-            host. ADDRESS is what the guest has from the DHCP server of a network (--net nat). A published port is shown as HOST:PORT → guest's port.
+            host. ADDRESS is what the guest has from the DHCP server of a network (--net nat). A published port is shown as HOST:PORT → guest's port. STATE is \
+            running, stopped, invalid (the definition), elsewhere (the machine runs on another host that has the same directory, or in another \
+            PID namespace) or unknown (the machine's files cannot be read).
 
             \(MachineTool.exitStatuses)
             """)
@@ -87,8 +89,8 @@ struct MachineState {
     let problem: String?
     /// nil while it does not run.
     let process: Int32?
-    /// False when the process is not visible from here, or its file cannot be read.
-    let isKnown: Bool
+    /// Why `process` is nil when nothing else says so: it is not a process of this host, or its file cannot be read.
+    private let obscurity: String?
     /// Since the process began.
     let seconds: UInt64?
     /// Bytes of the process.
@@ -111,10 +113,10 @@ struct MachineState {
         }
         do throws(InventoryError) {
             process = try files.runningProcess()?.number
-            isKnown = true
+            obscurity = nil
         } catch {
             process = nil
-            isKnown = false
+            if case .runningElsewhere = error { obscurity = "elsewhere" } else { obscurity = "unknown" }
         }
         seconds = process.flatMap(Self.age)
         memory = process.flatMap(Self.residentBytes)
@@ -122,7 +124,7 @@ struct MachineState {
         self.addresses = process == nil ? [] : addresses.all(of: name, definition)
     }
 
-    var word: String { !isKnown ? "unknown" : process != nil ? "running" : problem != nil ? "invalid" : "stopped" }
+    var word: String { obscurity ?? (process != nil ? "running" : problem != nil ? "invalid" : "stopped") }
 
     static let heads = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "DISK", "UP", "ADDRESS", "PORTS"]
 
