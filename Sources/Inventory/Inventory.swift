@@ -63,8 +63,8 @@ public struct Inventory: Sendable {
         _ body: (MachineFiles) throws(Failure) -> Definition
     ) throws(Failure) {
         let files = MachineFiles(name, directories)
-        let lock: FileLock
-        do throws(InventoryError) { lock = try begin(files) } catch { throw failure(error) }
+        let locks: UnfinishedLocks
+        do throws(InventoryError) { locks = try begin(files) } catch { throw failure(error) }
         do throws(Failure) {
             let definition = try body(files)
             do throws(InventoryError) {
@@ -75,11 +75,18 @@ public struct Inventory: Sendable {
             throw error
         }
         removeName(files.unfinished)
-        _ = consume lock
+        _ = consume locks
+    }
+
+    /// Held while a machine's directory is filled. NFS keeps flock(2) of a directory on one host, and that of a file on
+    /// the server: the mark's lock tells other hosts that it is not the rest of a process that was killed.
+    private struct UnfinishedLocks: ~Copyable {
+        let directory: FileLock
+        let mark: FileLock
     }
 
     /// Makes a machine's directory, locked and marked as unfinished.
-    private func begin(_ files: MachineFiles) throws(InventoryError) -> FileLock {
+    private func begin(_ files: MachineFiles) throws(InventoryError) -> UnfinishedLocks {
         try Directories.create(directories.definitions)
         try Directories.create(directories.data)
         guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
@@ -90,19 +97,21 @@ public struct Inventory: Sendable {
         let lock = try lock(files)
         // Defined meanwhile, by the one that had the lock.
         guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
-        if fileStatus(ofPath: files.unfinished) == nil {
+        let isRest = fileStatus(ofPath: files.unfinished) != nil
+        if !isRest {
             guard try list(files.directory).isEmpty else {
                 throw .dataWithoutDefinition(files.name, directory: files.directory)
             }
-        } else {
-            removeContents(files.directory, except: ".unfinished")
         }
+        let mark: FileLock
         do throws(SystemCallError) {
-            _ = try FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600)
+            mark = try FileLock(FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600))
         } catch {
+            if error.errno == EWOULDBLOCK { throw .busy(files.name) }
             throw .system(purpose: "create", path: files.unfinished, error)
         }
-        return lock
+        if isRest { removeContents(files.directory, except: ".unfinished") }
+        return UnfinishedLocks(directory: lock, mark: mark)
     }
 
     /// Replaces a machine's definition, in one step.
@@ -181,7 +190,9 @@ public struct Inventory: Sendable {
         let names = (try? list(directories.data)) ?? []
         return names.compactMap { try? MachineName($0) }.sorted().filter { name in
             let files = MachineFiles(name, directories)
-            guard fileStatus(ofPath: files.unfinished) != nil, let lock = try? lock(files) else { return false }
+            guard fileStatus(ofPath: files.unfinished) != nil, let lock = try? lock(files),
+                let mark = try? FileLock(FileDescriptor.open(files.unfinished, O_WRONLY))
+            else { return false }
             let isRest = fileStatus(ofPath: files.definition) == nil
             if isRest {
                 removeTree(files.runtime)
@@ -190,6 +201,7 @@ public struct Inventory: Sendable {
                 // It was finished but for this file.
                 removeName(files.unfinished)
             }
+            _ = consume mark
             _ = consume lock
             return isRest
         }

@@ -61,6 +61,29 @@ import Testing
         try create(web)
     }
 
+    /// Another host may see the directory of an NFS server without the lock that `create` has on it here.
+    @Test func whatAnotherHostCreatesIsNotRemoved() throws {
+        func isLocked(_ path: String) -> Bool {
+            do { _ = try FileLock(FileDescriptor.open(path, O_WRONLY)) } catch { return true }
+            return false
+        }
+        try create(web) { files in
+            #expect(isLocked(files.directory + "/.unfinished"))
+            return Definition()
+        }
+        _ = run("cd '\(directory.path)/data' && mkdir db && touch db/.unfinished db/disk.qcow2")
+        let db = try MachineName("db")
+        do {
+            let lock = try FileLock(FileDescriptor.open(directory.path + "/data/db/.unfinished", O_WRONLY))
+            #expect(inventory.sweep() == [])
+            #expect(throws: Failure(inventory: .busy(db))) { try create(db) }
+            #expect(exists("data/db/disk.qcow2"))
+            _ = consume lock
+        }
+        #expect(inventory.sweep() == [db])
+        #expect(!exists("data/db"))
+    }
+
     /// As `kill -9` leaves it.
     @Test func theRestOfAKilledCreateIsRemoved() throws {
         try create(web)
