@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <stdio.h>
+
 int clinux_lock_process_file(int fd) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     return fcntl(fd, F_SETLK, &lock);
@@ -66,4 +68,9 @@ int clinux_detach(int messages) {
     // Where it has started before it could tell, it has also ended.
     if (before >= 0) show(messages, before);
     _exit(count == 1 ? 0 : WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+int clinux_flush_output(void) {
+    if (fflush(stdout) != 0) return errno;
+    return ferror(stdout) ? EIO : 0;
 }

@@ -85,7 +85,7 @@ public final class DiskImage: @unchecked Sendable {
 
     /// Files and directories that a connection over TLS may read: certificates, and how names of hosts are resolved.
     public static var filesOfTLS: [String] {
-        let home = unsafe getenv("HOME").map { unsafe String(cString: $0) }
+        let home = environmentVariable("HOME")
         return ["/etc", "/run/systemd/resolve", "/run/resolvconf", "/usr/share", "/usr/local/share", "/usr/lib/ssl"]
             + (home.map { ["\($0)/.pki", "\($0)/.config/pki"] } ?? [])
     }

@@ -9,15 +9,11 @@ enum HelperProgram {
     /// A program, searched in `PATH`, and in the directories of an administrator's programs, which few users have in
     /// it; nil if it is not installed.
     static func find(_ name: String, more: [Substring] = ["/usr/sbin", "/sbin"]) -> String? {
-        guard let path = unsafe getenv("PATH") else { return nil }
-        // A string of the environment, which nothing changes.
-        let directories = unsafe String(cString: path).split(separator: ":") + more
+        let directories = (environmentVariable("PATH") ?? "").split(separator: ":") + more
         for directory in directories where directory.first == "/" {
             let file = "\(directory)/\(name)"
-            var status = stat()
-            if unsafe stat(file, &status) == 0, status.st_mode & S_IFMT == S_IFREG, unsafe access(file, X_OK) == 0 {
-                return file
-            }
+            guard let status = fileStatus(ofPath: file), status.st_mode & S_IFMT == S_IFREG else { continue }
+            if file.withRawCString({ unsafe access($0, X_OK) }) == 0 { return file }
         }
         return nil
     }
@@ -44,13 +40,15 @@ enum HelperProgram {
         defer { unsafe words.forEach { unsafe free($0) } }
         var process: pid_t = 0
         // A list of strings that ends with nil, and lives for the call.
-        let status = unsafe clinux_spawn(&process, program, &words, socket.rawValue, errors.rawValue)
+        let status = program.withRawCString { path in
+            unsafe clinux_spawn(&process, path, &words, socket.rawValue, errors.rawValue)
+        }
         if status != 0 { throw SystemCallError("posix_spawn", errno: status) }
         return process
     }
 
     /// Runs a program to its end.
-    /// - Returns: as ``wait(for:_:patience:)``.
+    /// - Returns: as ``wait(for:_:patience:isInterrupted:)``.
     static func run(
         _ program: String, _ arguments: [String], patience: Int
     ) throws(SystemCallError) -> (status: Int32?, text: String) {
@@ -65,15 +63,18 @@ enum HelperProgram {
     }
 
     /// Waits until a program has ended: because it has failed, or goes on in another process.
-    /// - Parameter patience: seconds; after them it is killed.
+    /// - Parameters:
+    ///   - patience: seconds; after them it is killed.
+    ///   - isInterrupted: polled several times a second; true kills it, too.
     /// - Returns: its exit status, or 128 and the number of the signal that killed it, nil if that was done here; and
     ///   what it printed.
     static func wait(
-        for process: pid_t, _ output: borrowing FileDescriptor, patience: Int
+        for process: pid_t, _ output: borrowing FileDescriptor, patience: Int,
+        isInterrupted: () -> Bool = { false }
     ) -> (status: Int32?, text: String) {
         var text: [UInt8] = []
         let deadline = TimerFD.now + UInt64(patience) * 1000
-        while TimerFD.now < deadline {
+        while TimerFD.now < deadline, !isInterrupted() {
             var line = pollfd(fd: output.rawValue, events: Int16(POLLIN), revents: 0)
             // It closes its output, too, when it is ready.
             _ = unsafe poll(&line, 1, 50)

@@ -101,7 +101,10 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     ///     passed on.
     ///   - offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind
     ///     the TAP.
-    public init(_ backend: NetworkBackend, queues: Int = 1, offload: Bool? = nil) throws(HostNetworkError) {
+    ///   - isInterrupted: polled several times a second while a program of the host starts; true cancels that.
+    public init(
+        _ backend: NetworkBackend, queues: Int = 1, offload: Bool? = nil, isInterrupted: () -> Bool = { false }
+    ) throws(HostNetworkError) {
         switch backend {
         case .descriptors(let numbers):
             let tap = try TAPDevice.inherit(numbers)
@@ -115,7 +118,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
                 isMACVTAP: link.map { $0.tun == nil } ?? false, changes: nil)
         case .user(let ports, let mtu):
             let mtu = try Self.checked(mtu) ?? Passt.usualMTU
-            self.init(stream: try Passt.start(publishing: ports, mtu: mtu), mtu: mtu)
+            self.init(stream: try Passt.start(publishing: ports, mtu: mtu, isInterrupted: isInterrupted), mtu: mtu)
         case .stream(let path, let mtu):
             let mtu = try Self.checked(mtu) ?? FrameStream.usualMTU
             self.init(stream: try FrameStream.connect(to: path), mtu: mtu)

@@ -18,9 +18,12 @@ public enum Passt {
     /// The program, searched in `PATH`; nil if it is not installed.
     public static func find() -> String? { HelperProgram.find("passt", more: []) }
 
+    /// - Parameter isInterrupted: polled several times a second while it starts; true ends it.
     /// - Returns: a connection to it, when it is ready.
     /// - Throws: `passtMissing`, `passtFailed`, `cannotPublish`, `refused`.
-    static func start(publishing ports: [PublishedPort], mtu: Int) throws(HostNetworkError) -> FrameStream {
+    static func start(
+        publishing ports: [PublishedPort], mtu: Int, isInterrupted: () -> Bool = { false }
+    ) throws(HostNetworkError) -> FrameStream {
         guard let program = find() else { throw .passtMissing }
         let own: FileDescriptor, output: FileDescriptor
         let process: pid_t
@@ -32,9 +35,11 @@ public enum Passt {
             own = sockets.own
             output = pipe.own
         } catch { throw .refused(action: "starting \(program)", error, explanation: "") }
-        let (status, text) = HelperProgram.wait(for: process, output, patience: patience)
+        let (status, text) = HelperProgram.wait(
+            for: process, output, patience: patience, isInterrupted: isInterrupted)
         switch status {
         case 0?: return FrameStream(own, name: "passt")
+        case nil where isInterrupted(): throw .passtFailed("was ended by a signal before it was ready")
         case nil: throw .passtFailed("did not start within \(patience) seconds")
         default: throw explanation(of: text, status: status ?? 0, ports)
         }

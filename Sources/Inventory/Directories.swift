@@ -53,12 +53,7 @@ public struct Directories: Equatable, Sendable {
 
     /// Those of this process's user.
     public static func current() throws(InventoryError) -> Directories {
-        try Directories(user: geteuid()) { name in
-            // The environment does not change while it is read: there is one thread.
-            guard let value = unsafe getenv(name) else { return nil }
-            return unsafe String(
-                raw: UnsafeBufferPointer(start: value, count: strlen(value)).map(UInt8.init(bitPattern:)))
-        }
+        try Directories(user: geteuid(), environment: environmentVariable)
     }
 
     /// Checks a directory and those above it, as far as they exist: they are root's or this user's, and others can

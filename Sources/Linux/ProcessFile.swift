@@ -14,6 +14,8 @@ public final class ProcessFile: Sendable {
     public enum Refusal: Error, Equatable {
         /// That process has it; 0 if the process is not visible from here.
         case taken(process: Int32)
+        /// There is a file with other contents than a process's number, which is not replaced.
+        case foreign
         case system(SystemCallError)
     }
 
@@ -26,7 +28,8 @@ public final class ProcessFile: Sendable {
     private let isDelegated = Atomic<Bool>(false)
 
     /// Creates the file, readable by its owner only, and writes this process's number to it. One that no process has
-    /// locked is replaced: the end of the process that left it may still be about to remove that one.
+    /// locked is replaced if it is empty or has a number: the end of the process that left it may still be about to
+    /// remove that one.
     public init(_ path: String) throws(Refusal) {
         let parts = path.directoryAndName
         let place: FileDescriptor
@@ -63,6 +66,7 @@ public final class ProcessFile: Sendable {
                     throw SystemCallError("open", errno: EEXIST)
                 }
                 guard try lock(old, in: directory, name) else { continue }
+                guard try hasNumber(old) else { throw SystemCallError("open", errno: ENOTUNIQ) }
                 if name.withRawCString({ unsafe unlinkat(directory.rawValue, $0, 0) }) < 0 { throw .last("unlinkat") }
             } catch {
                 guard error.errno == ENOENT else { throw refusal(error) }
@@ -90,8 +94,21 @@ public final class ProcessFile: Sendable {
         return found == 0 && own.st_ino == named.st_ino && own.st_dev == named.st_dev
     }
 
+    /// Indicates whether a file is empty, or has a line with a process's number, as a process that was killed leaves
+    /// it.
+    private static func hasNumber(_ file: borrowing FileDescriptor) throws(SystemCallError) -> Bool {
+        guard try file.size() < 16 else { return false }
+        var line = try readFile(file, limit: 16)
+        if line.last == UInt8(ascii: "\n") { line.removeLast() }
+        return line.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) }
+    }
+
     private static func refusal(_ error: SystemCallError) -> Refusal {
-        error.errno == EAGAIN ? .taken(process: Int32(error.call) ?? 0) : .system(error)
+        switch error.errno {
+        case EAGAIN: .taken(process: Int32(error.call) ?? 0)
+        case ENOTUNIQ: .foreign
+        default: .system(error)
+        }
     }
 
     /// Leaves it to another process to remove the file, which calls ``removeName()``.

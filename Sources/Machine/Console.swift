@@ -14,7 +14,7 @@ struct Console {
     let output: ConsoleOutput
     /// Where input comes from; nil when there is none, or only clients of the socket bring it.
     let input: ConsoleInput?
-    /// A UNIX socket for clients, one at a time.
+    /// A UNIX socket for clients.
     let listener: Listener?
     /// For the user: where the console is, when that is not where swkvm was started.
     let announcement: String?

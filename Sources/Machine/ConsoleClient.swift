@@ -10,10 +10,10 @@ public struct ConsoleClient: ~Copyable {
     public enum End: Equatable, Sendable {
         /// The user pressed ``escape``.
         case escape
-        /// The machine closed the connection: it has ended, or another client has the console.
+        /// The machine closed the connection: it has ended, or has too many clients.
         case closed
-        /// Standard output takes nothing any more.
-        case outputClosed
+        /// Standard output takes nothing any more, for that reason (an error number).
+        case outputClosed(Int32)
         case signal(Int32)
     }
 
@@ -29,8 +29,7 @@ public struct ConsoleClient: ~Copyable {
 
     /// Passes bytes in both directions until one side ends. Standard input at its end is closed for the guest, whose
     /// output is still passed on.
-    /// - Parameter hasBegun: called when the first byte came from the machine, or went to it.
-    public consuming func run(hasBegun: () -> Void = {}) throws(SystemCallError) -> End {
+    public consuming func run() throws(SystemCallError) -> End {
         let signals = SignalSet([SIGINT, SIGTERM, SIGHUP, SIGCONT, SIGTSTP].filter { !SignalSet.isIgnored($0) })
         let before = signals.block()
         defer { before.restore() }
@@ -38,7 +37,7 @@ public struct ConsoleClient: ~Copyable {
         let terminal = RawTerminal(STDIN_FILENO)
         terminal?.update()
         var toMachine: [UInt8] = [], toUser: [UInt8] = []
-        var hasInput = true, begun = false
+        var hasInput = true
         var buffer = [UInt8](repeating: 0, count: 16 << 10)
         while true {
             var entries = [
@@ -62,14 +61,12 @@ public struct ConsoleClient: ~Copyable {
                 default: return .signal(signal)
                 }
             }
-            if entries[3].revents != 0, !pass(&toUser, STDOUT_FILENO) { return .outputClosed }
+            if entries[3].revents != 0, !pass(&toUser, STDOUT_FILENO) { return .outputClosed(errno) }
             if entries[1].revents & Int16(POLLOUT) != 0, !pass(&toMachine, socket.rawValue) { return .closed }
             if entries[1].revents & ~Int16(POLLOUT) != 0, toUser.isEmpty {
                 let bytes = read(socket.rawValue, &buffer)
                 guard let bytes else { continue }
                 guard !bytes.isEmpty else { return .closed }
-                if !begun { hasBegun() }
-                begun = true
                 toUser = bytes
             }
             if entries[2].revents != 0, let keys = read(STDIN_FILENO, &buffer) {

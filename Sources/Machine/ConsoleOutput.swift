@@ -6,12 +6,14 @@ internal import Linux
 internal import Synchronization
 internal import Virtio
 
-/// Writes a serial port's output to the connected client. Called by vCPU threads, it never waits.
+/// Writes a serial port's output to a file, pipe or terminal, or to the clients of a socket. Called by vCPU threads, it
+/// never waits.
 ///
-/// Without a client the output is dropped, as a serial line would do.
+/// Without a reader the output is dropped, as a serial line would do. Clients of a socket that do not read lose it
+/// (``ClientOutput``); for a pipe or terminal the guest waits.
 final class ConsoleOutput: SerialSink {
     /// Signalled after a byte was refused: the port must be flushed, when ``rawValue`` is writable if there is one,
-    /// immediately otherwise.
+    /// immediately otherwise. Signalled, too, when a client has fallen behind.
     let attention: EventFD
 
     private enum Sink {
@@ -20,6 +22,8 @@ final class ConsoleOutput: SerialSink {
     }
 
     private let connection = Guarded<Sink?>(nil)
+    /// Those of a socket.
+    private let clients = Guarded<[ClientOutput]>([])
     /// Gets what is taken from the guest; nil without a log.
     private let log: BackgroundWriter?
     /// nil without a limit of bytes a second, and after its end.
@@ -86,9 +90,12 @@ final class ConsoleOutput: SerialSink {
         connection.withLock { if case .descriptor(let sink)? = $0 { sink.rawValue } else { nil } }
     }
 
-    /// Bytes that were taken and that a thread has not written yet.
+    /// A client's descriptor that output waits for; nil if it waits for none.
+    var descriptorBehind: Int32? { clients.withLock { $0.first { $0.pending > 0 }?.rawValue } }
+
+    /// Bytes that were taken, and that a thread has not written yet, or a client not read.
     var pending: Int {
-        (log?.pending ?? 0)
+        (log?.pending ?? 0) + clients.withLock { $0.reduce(0) { $0 + $1.pending } }
             + connection.withLock { if case .background(let writer)? = $0 { writer.pending } else { 0 } }
     }
 
@@ -99,13 +106,19 @@ final class ConsoleOutput: SerialSink {
     }
 
     /// - Parameter descriptor: non-blocking, or a socket.
-    func connect(_ descriptor: consuming FileDescriptor) {
+    private func connect(_ descriptor: consuming FileDescriptor) {
         // Called within `take` only, whose caller holds this object.
         let sink = DescriptorSink(descriptor, onFull: { [unowned self] in attention.signal() })
         connection.withLock { $0 = .descriptor(sink) }
     }
 
-    func disconnect() { connection.withLock { $0 = nil } }
+    /// Adds a client of a socket.
+    func add(_ client: ClientOutput) { clients.withLock { $0.append(client) } }
+
+    func remove(_ client: ClientOutput) { clients.withLock { $0.removeAll { $0 === client } } }
+
+    /// Sends clients what waits for them.
+    func drainClients() { for client in clients.withLock({ $0 }) { client.drain() } }
 
     func take(_ bytes: Span<UInt8>) -> Int {
         guard isLimited else { return pass(bytes) }
@@ -124,7 +137,7 @@ final class ConsoleOutput: SerialSink {
         return taken
     }
 
-    private var isConnected: Bool { connection.withLock { $0 != nil } }
+    private var isConnected: Bool { connection.withLock { $0 != nil } || clients.withLock { !$0.isEmpty } }
 
     /// Nanoseconds until the limit allows a byte; nil: now.
     var delay: UInt64? {
@@ -153,7 +166,9 @@ final class ConsoleOutput: SerialSink {
 
     private func send(_ bytes: Span<UInt8>) -> Int {
         switch connection.withLock({ $0 }) {
-        case nil: return bytes.count
+        case nil:
+            for client in clients.withLock({ $0 }) where client.take(bytes) { attention.signal() }
+            return bytes.count
         case .background(let writer)?: return writer.take(bytes)
         case .descriptor(let sink)?:
             let taken = sink.take(bytes)

@@ -26,8 +26,6 @@ struct EventLoop: ~Copyable {
     /// Keys that are held for a guest that does not take them, in bytes; further ones are dropped. A text that is
     /// pasted fits.
     private static let maximumKeys = 64 << 10
-    /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
-    private static let maximumInputs = 8
 
     let machine: Machine
     let console: Console
@@ -54,10 +52,9 @@ struct EventLoop: ~Copyable {
     private var stopSignals = StopSignals()
     /// Set by SIGHUP.
     private var isTerminalClosed = false
-    /// What input comes from now, and behind it what it comes from when that is at its end.
-    private var inputs: [ConsoleInput]
-    /// The client that gets the output of a socket's console.
-    private var client: ConsoleInput?
+    /// What input comes from; nil where clients send it, and after its end.
+    private var input: ConsoleInput?
+    private var clients: ConsoleClients
     /// Input that the serial port has no room for yet.
     private var pending: [UInt8] = []
     /// Keys were dropped since the guest last took all of them.
@@ -77,7 +74,6 @@ struct EventLoop: ~Copyable {
         let memoryTimer = try TimerFD()
         let limitTimer = try TimerFD()
         let answers = try ControlAnswers()
-        var inputs: [ConsoleInput] = []
         try epoll.add(machine.endDescriptor, .input, token: Token.end)
         try epoll.add(machine.serialRoomDescriptor, .input, token: Token.room)
         try epoll.add(signals.rawValue, .input, token: Token.signal)
@@ -97,10 +93,7 @@ struct EventLoop: ~Copyable {
             // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
             try epoll.add(listener, [.input, .edgeTriggered], token: Token.client)
         }
-        if let input = console.input {
-            try Self.watch(input, epoll)
-            inputs = [input]
-        }
+        if let input = console.input { try Self.watch(input, epoll) }
         self.machine = machine
         self.console = console
         self.signals = signals
@@ -113,7 +106,8 @@ struct EventLoop: ~Copyable {
         self.limitTimer = limitTimer
         self.metrics = metrics
         self.answers = answers
-        self.inputs = inputs
+        input = console.input
+        clients = ConsoleClients(console.output)
         self.terminal = RawTerminal(terminal)
     }
 
@@ -154,11 +148,15 @@ struct EventLoop: ~Copyable {
             case Token.input:
                 isReadable = true
                 pump(report)
-                dropGoneClient()
+                if clients.update(epoll) {
+                    isReadable = true
+                    pump(report)
+                }
             case Token.room:
                 machine.serialHasRoom()
                 pump(report)
             case Token.attention: waitUntilWritable()
+            case Token.writable where console.listener != nil: clients.sendBacklogs(epoll, token: Token.writable)
             case Token.writable: if machine.serial.flush() || console.output.delay != nil { stopWaiting() }
             case Token.client: acceptClients(report)
             case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
@@ -186,9 +184,10 @@ struct EventLoop: ~Copyable {
             console.output.attention.drain()
             console.output.noticeNextWrite()
             let isTaken = machine.serial.flush()
+            console.output.drainClients()
             let pending = machine.serial.pendingOutput + console.output.pending
             if isTaken, pending == 0 { return }
-            let number = console.output.rawValue
+            let number = console.output.rawValue ?? console.output.descriptorBehind
             var entries = [
                 pollfd(
                     fd: number ?? console.output.attention.rawValue, events: Int16(number == nil ? POLLIN : POLLOUT),
@@ -203,6 +202,7 @@ struct EventLoop: ~Copyable {
                 if ![SIGCONT, SIGTSTP, SIGUSR1, SIGUSR2].contains(signal) { return }
             }
             machine.serial.flush()
+            console.output.drainClients()
             if !isPatient, machine.serial.pendingOutput + console.output.pending >= pending { return }
         }
     }
@@ -327,7 +327,7 @@ struct EventLoop: ~Copyable {
                 if !pending.isEmpty, terminal?.isOurs != true { return }
             }
             if pending.isEmpty { hasDroppedKeys = false }
-            guard isReadable, let input = inputs.first else { return }
+            guard isReadable, let input = input ?? clients.keyboard else { return }
             switch input.read() {
             case .empty: isReadable = false
             case .end: endInput()
@@ -382,48 +382,19 @@ struct EventLoop: ~Copyable {
         } catch { report(error.description) }
     }
 
-    /// The first of the inputs is at its end. A socket's client that has only closed its sending side still gets
-    /// output.
+    /// What input comes from is at its end.
     private mutating func endInput() {
-        let input = inputs.removeFirst()
         isReadable = true
-        if input === client, !input.isGone { return }
-        epoll.remove(input.descriptor.rawValue)
-        if input === client { disconnectClient() }
-    }
-
-    // MARK: Clients
-
-    /// Notices the end of a client that had closed its sending side before.
-    private mutating func dropGoneClient() {
-        guard let client, client.isGone, !inputs.contains(where: { $0 === client }) else { return }
-        epoll.remove(client.descriptor.rawValue)
-        disconnectClient()
-    }
-
-    private mutating func disconnectClient() {
-        client = nil
-        console.output.disconnect()
-        // What the client has not accepted is dropped now, so that the guest's transmitter continues.
-        machine.serial.flush()
+        guard let own = input else { return clients.endKeyboard(epoll) }
+        epoll.remove(own.descriptor.rawValue)
+        input = nil
     }
 
     private mutating func acceptClients(_ report: (String) -> Void) {
-        while let next = console.listener?.accept() {
-            // One at a time: the stream of a second client is closed. One that has gone is none, also when what it has
-            // sent is still being taken by the guest.
-            if let client, !client.isGone { continue }
-            guard inputs.count < Self.maximumInputs, let output = try? next.duplicate() else { continue }
-            let input = ConsoleInput(next)
-            if let before = client, !inputs.contains(where: { $0 === before }) {
-                epoll.remove(before.descriptor.rawValue)
-            }
-            client = input
-            inputs.append(input)
-            console.output.connect(output)
-            try? Self.watch(input, epoll)
-            machine.serial.flush()
-        }
+        // One that has gone makes room, and may have had the keyboard.
+        _ = clients.update(epoll)
+        while let next = console.listener?.accept() { clients.add(next, epoll, token: Token.input) }
+        machine.serial.flush()
         isReadable = true
         pump(report)
     }
@@ -432,6 +403,7 @@ struct EventLoop: ~Copyable {
 
     private func waitUntilWritable() {
         console.output.attention.drain()
+        if console.listener != nil { clients.sendBacklogs(epoll, token: Token.writable) }
         if let delay = console.output.delay { return limitTimer.start(nanoseconds: delay) }
         guard let number = console.output.rawValue else { return _ = machine.serial.flush() }
         // Already watched: the pseudo-terminal's two sides are two descriptors, so this one is only ever for output.

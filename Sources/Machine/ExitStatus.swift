@@ -58,6 +58,7 @@ extension MachineError {
         case .bootDisk: ExitStatus.noInput
         case .metrics(_, let error) where error.errno == ENOTSUP: ExitStatus.usage
         case .metrics(_, let error) where error.errno == EEXIST: ExitStatus.noInput
+        case .processFile(_, .foreign): ExitStatus.noInput
         case .processFile(_, .system(let error)) where error.errno == EEXIST: ExitStatus.noInput
         case .console(.file, let error) where error.errno == ENOTSUP: ExitStatus.usage
         case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error),

@@ -107,6 +107,8 @@ public enum MachineError: Error, CustomStringConvertible {
             "\(option) \(path) and \(other) use the same file: specify another one for \(option)"
         case .processFile(let path, .taken(let process)):
             "the process file \(path) is locked by \(process > 0 ? "process \(process)" : "another process"): the machine is running already"
+        case .processFile(let path, .foreign):
+            "the process file cannot be \(path): it has other contents than a process ID; choose another path or remove it"
         case .processFile(let path, .system(let error)) where error.errno == EEXIST:
             "the process file cannot be \(path): it is not a regular file"
         case .processFile(let path, .system(let error)) where error.errno == ELOOP:

@@ -97,7 +97,9 @@ struct VirtioSlot: Sendable {
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
             if network.isOptional, devices.count >= maximumCount(configuration.bus) { continue }
-            guard let device = try makeNetwork(network, index: index, configuration, log: log) else { continue }
+            guard let device = try makeNetwork(network, index: index, configuration, log: log, isInterrupted) else {
+                continue
+            }
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             devices.append(device)
         }
@@ -153,17 +155,18 @@ struct VirtioSlot: Sendable {
 
     /// - Returns: nil for an interface that the machine can do without, and that the host does not provide.
     private static func makeNetwork(
-        _ network: Configuration.Network, index: Int, _ configuration: Configuration, log: Logger
+        _ network: Configuration.Network, index: Int, _ configuration: Configuration, log: Logger,
+        _ isInterrupted: () -> Bool
     ) throws(MachineError) -> NetworkDevice? {
         let log = log.of("net\(index)")
         let attachment: NetworkAttachment
-        do throws(MachineError) { attachment = try attach(network) } catch {
-            guard network.isOptional, case .network(let error) = error else { throw error }
+        do throws(MachineError) { attachment = try attach(network, isInterrupted) } catch {
+            guard network.isOptional, !isInterrupted(), case .network(let error) = error else { throw error }
             if case .nat = network.backend {
                 log.notice("\(error). The guest has the network of this user instead (--net user)")
                 var other = network
                 other.backend = .user()
-                return try makeNetwork(other, index: index, configuration, log: log)
+                return try makeNetwork(other, index: index, configuration, log: log, isInterrupted)
             }
             log.notice("the guest has no network interface: \(error). Choose one with --net, or --net none")
             return nil
@@ -210,13 +213,16 @@ struct VirtioSlot: Sendable {
         }
     }
 
-    private static func attach(_ network: Configuration.Network) throws(MachineError) -> NetworkAttachment {
+    private static func attach(
+        _ network: Configuration.Network, _ isInterrupted: () -> Bool
+    ) throws(MachineError) -> NetworkAttachment {
         do throws(HostNetworkError) {
             if let namespace = network.namespace {
                 return try NetworkAttachment.inNamespace(
                     namespace, network.backend, queues: network.queues, offload: network.offload)
             }
-            return try NetworkAttachment(network.backend, queues: network.queues, offload: network.offload)
+            return try NetworkAttachment(
+                network.backend, queues: network.queues, offload: network.offload, isInterrupted: isInterrupted)
         } catch { throw .network(error) }
     }
 

@@ -2,6 +2,7 @@
 
 internal import ArgumentParser
 internal import CBuild
+internal import CLinux
 internal import Glibc
 internal import Linux
 internal import Sandbox
@@ -51,14 +52,21 @@ struct Command: ParsableCommand {
         // not the end. A pipe whose reader has gone (`| head`) ends no change of an image half-way.
         _ = SignalSet([SIGXFSZ, SIGPIPE]).block()
         let words = Array(rawArguments().dropFirst())
-        if let script = CompletionScript.asked(for: words) { return print(script) }
-        if Set(words) == ["--version", "--verbose"] { return print(verboseVersion(components: recordedComponents)) }
+        if let script = CompletionScript.asked(for: words) {
+            print(script)
+            end(0)
+        }
+        if Set(words) == ["--version", "--verbose"] {
+            print(verboseVersion(components: recordedComponents))
+            end(0)
+        }
         do {
             var command = try runAlone(words) ?? parseTree(words)
             try command.run()
+            end(0)
         } catch let status as ExitCode {
             // The error was reported where this was thrown.
-            exit(withError: status)
+            end(status.rawValue)
         } catch  where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
             StandardError().say(Suggestion.keepingNear(oneLine(refusal(of: words, message(for: error)))))
@@ -68,9 +76,29 @@ struct Command: ParsableCommand {
                 StandardError().say(sentence)
                 exit(withError: ExitCode.validationFailure)
             }
+            // Help that was asked for, which goes to standard output.
+            if exitCode(for: error) == .success {
+                let text = fullMessage(for: error)
+                if !text.isEmpty { print(text) }
+                end(0)
+            }
             exit(withError: error)
         }
     }
+
+    /// Ends the program, with an error if not all of its output could be written. A reader that has gone has what it
+    /// wanted.
+    /// - Parameter outputError: the error number of a write that the caller made itself.
+    static func end(_ status: Int32, outputError: Int32 = 0) -> Never {
+        let flushError = clinux_flush_output()
+        let error = outputError != 0 ? outputError : flushError
+        guard error != 0, error != EPIPE else { Glibc.exit(status) }
+        StandardError().say("standard output cannot be written: \(SystemCallError("write", errno: error).reason)")
+        Glibc.exit(status == 0 ? outputFailure : status)
+    }
+
+    /// What a program that could not print what it was asked for ends with.
+    static let outputFailure: Int32 = 1
 
     /// What `--version --verbose` prints: the version, then what `make release` recorded.
     static func verboseVersion(components: String) -> String {

@@ -64,6 +64,8 @@ struct NetworkArgument {
         var mac: MACAddress?
         var isMACLocked = false
         var mtu: Int?
+        /// Checked when the kind of network is known.
+        var statedMTU: String?
         var descriptors: [Int32]?
         var queues: Int?
         var offload: Bool?
@@ -88,11 +90,7 @@ struct NetworkArgument {
             case ("create", nil): create = true
             case ("mac", let value?): mac = try MACAddress(parsing: value)
             case ("mac-lock", let value): isMACLocked = try Self.onOrOff(key, value)
-            case ("mtu", let value?):
-                guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
-                    throw Self.badMTU(value, NetworkBackend.possibleMTU)
-                }
-                mtu = number
+            case ("mtu", let value?): statedMTU = value
             case ("offload", let value): offload = try Self.onOrOff(key, value)
             case ("queues", let value?):
                 guard let number = Int(value), NetworkArgument.possibleQueues.contains(number) else {
@@ -108,7 +106,16 @@ struct NetworkArgument {
             }
         }
 
-        func backend() throws(ArgumentProblem) -> NetworkBackend {
+        mutating func backend() throws(ArgumentProblem) -> NetworkBackend {
+            if let statedMTU {
+                let possible = isUser || stream != nil ? FrameStream.possibleMTU : NetworkBackend.possibleMTU
+                guard let number = Int(statedMTU), possible.contains(number) else {
+                    throw ArgumentProblem(
+                        "mtu=\(statedMTU) is not a valid MTU; expected \(possible.lowerBound) to \(possible.upperBound)"
+                    )
+                }
+                mtu = number
+            }
             if namespace != nil, tap == nil, bridge == nil {
                 throw ArgumentProblem("netns= requires tap= or bridge=, which are in that namespace then")
             }
@@ -174,15 +181,7 @@ struct NetworkArgument {
                     "\(word) cannot be combined with \(other.0)"
                         + (isInterface ? ": give each interface a --net of its own" : ", which is for other networks"))
             }
-            if let mtu, !FrameStream.possibleMTU.contains(mtu) {
-                throw Self.badMTU("\(mtu)", FrameStream.possibleMTU)
-            }
             return stream.map { .stream(path: $0, mtu: mtu) } ?? .user(publish: publish, mtu: mtu)
-        }
-
-        private static func badMTU(_ value: String, _ possible: ClosedRange<Int>) -> ArgumentProblem {
-            ArgumentProblem(
-                "mtu=\(value) is not a valid MTU; expected \(possible.lowerBound) to \(possible.upperBound)")
         }
 
         private static func onOrOff(_ key: String, _ value: String?) throws(ArgumentProblem) -> Bool {

@@ -303,7 +303,7 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Write the process ID to this file, which is locked while the machine runs and removed at its end.",
+            "Write the process ID to this file, which is locked while the machine runs and removed at its end. One with other contents than a process ID is refused.",
             valueName: "path"),
         completion: .file())
     var pidFile: String?

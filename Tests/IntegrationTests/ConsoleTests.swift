@@ -275,10 +275,12 @@ import Testing
         try client.say("echo half a connection\n")
         try client.closeSending()
         try client.wait(for: "\nhalf a connection")
-        // It is the one client still, until it has gone.
-        #expect(try Client(socket: directory("socket")).isAtEnd())
+        // The keyboard is free, and what the next one types is seen by both.
+        let next = try Client(socket: directory("socket"))
+        try next.ask("echo of the next", "\nof the next")
+        try client.wait(for: "\nof the next")
         client.close()
-        try talkAtOnce(directory("socket"))
+        try next.talk()
         try machine.expectEnd(0)
     }
 
@@ -300,15 +302,6 @@ import Testing
         try machine.waitForError("asked the guest to power off")
         machine.sendOneMore(signal: SIGTERM)
         try machine.expectEnd(143)
-    }
-
-    /// For a client that may connect only when the machine has seen the one before go.
-    private func talkAtOnce(_ path: String) throws {
-        for _ in 0..<1_000 {
-            let client = try Client(socket: path)
-            if (try? client.talk()) != nil { return }
-        }
-        throw TestFailure("no client was let in")
     }
 
     /// What `kill -9` leaves behind does not stop the next start.
@@ -380,15 +373,68 @@ import Testing
         }
     }
 
-    @Test func aSecondClientOfTheSocketIsTurnedAway() throws {
+    /// All see what the guest prints, and the first has the keyboard until it has gone.
+    @Test func severalClientsOfTheSocket() throws {
         let directory = try TemporaryDirectory()
         let machine = try Program.machine(["--console", "unix:" + directory("socket")])
         try machine.waitForError("the console is the socket")
         let first = try Client(socket: directory("socket"))
         try first.ask("echo one", "\none")
-        let second = try Client(socket: directory("socket"))
-        #expect(try second.isAtEnd())
-        try first.talk()
+        let second = try Client(socket: directory("socket")), third = try Client(socket: directory("socket"))
+        for client in [second, third] {
+            try client.wait(for: "\r\n[swkvm: read-only: another client has the keyboard]\r\n")
+        }
+        // What those type is not kept for later either.
+        try second.say("poweroff\n")
+        try first.ask("echo two", "\ntwo")
+        for client in [second, third] { try client.wait(for: "\ntwo") }
+        first.close()
+        try second.wait(for: "\r\n[swkvm: the keyboard is yours now]\r\n")
+        try second.ask("echo three", "\nthree")
+        try third.wait(for: "\nthree")
+        second.close()
+        try third.wait(for: "\r\n[swkvm: the keyboard is yours now]\r\n")
+        try third.talk()
+        try machine.expectEnd(0)
+    }
+
+    /// One that does not read stops neither the guest nor another client, and is told what it has missed.
+    @Test func aClientThatDoesNotRead() throws {
+        let directory = try TemporaryDirectory()
+        let content = (0..<200 * 512).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
+        let disk = try directory.write(content, to: "disk.raw")
+        let machine = try Program.machine(["--disk", disk + ",ro", "--console", "unix:" + directory("socket")])
+        try machine.waitForError("the console is the socket")
+        // It has the keyboard, too.
+        let sleeper = try Client(socket: directory("socket"))
+        try sleeper.ask("echo ready", "\nready")
+        let reader = try Client(socket: directory("socket"))
+        try reader.wait(for: "read-only")
+        // Half a MiB of text, twice what is kept for a client.
+        try sleeper.say("read vda 0 200\necho at the end\n")
+        try reader.wait(for: "\nat the end")
+        try sleeper.wait(for: " bytes of output are missing here: this client did not read them in time]\r\n")
+        try sleeper.talk()
+        try machine.expectEnd(0)
+    }
+
+    @Test func tooManyClients() throws {
+        let directory = try TemporaryDirectory()
+        let machine = try Program.machine(["--console", "unix:" + directory("socket")])
+        try machine.waitForError("the console is the socket")
+        var clients: [Client] = []
+        for _ in 0..<16 {
+            let client = try Client(socket: directory("socket"))
+            if !clients.isEmpty { try client.wait(for: "read-only") }
+            clients.append(client)
+        }
+        let refused = try Client(socket: directory("socket"))
+        try refused.wait(for: "[swkvm: the console has 16 clients already]")
+        #expect(try refused.isAtEnd())
+        // One that goes makes room.
+        clients.removeLast().close()
+        try Client(socket: directory("socket")).wait(for: "read-only")
+        try clients[0].talk()
         try machine.expectEnd(0)
     }
 }

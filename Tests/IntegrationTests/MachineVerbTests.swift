@@ -158,13 +158,21 @@ import Testing
         let client = try program(["console", "web"], input: .pipe)
         try client.wait(for: Program.prompt)
         try client.type("echo some words\n")
-        // One client at a time.
-        let second = try program(["console", "--lines", "0", "web"], input: .pipe)
-        #expect(try second.waitForEnd() == .status(1), "\(second.story)")
-        #expect(second.errors.text.contains("another client"), "\(second.story)")
+        try client.wait(for: "\nsome words")
+        // The second one sees what was printed before, and watches; then it has the keyboard.
+        let second = try program(["console", "web"], input: .pipe)
+        try second.wait(for: "\nsome words")
+        try second.wait(for: "read-only: another client has the keyboard")
+        try client.type("echo more words\n")
+        try second.wait(for: "\nmore words")
+        client.send(signal: SIGTERM)
+        #expect(try client.waitForEnd() == .status(128 + SIGTERM), "\(client.story)")
+        try second.wait(for: "the keyboard is yours now")
+        try second.type("echo last words\n")
+        try second.wait(for: "\nlast words")
         try swkvm("stop", "web")
-        #expect(try client.waitForEnd() == .status(0), "\(client.story)")
-        #expect(client.errors.text.contains("the machine has ended"), "\(client.story)")
+        #expect(try second.waitForEnd() == .status(0), "\(second.story)")
+        #expect(second.errors.text.contains("the machine has ended"), "\(second.story)")
         #expect(try swkvm("console", "web", status: 1).errors.text.contains("web is not running"))
     }
 
@@ -384,6 +392,7 @@ import Testing
 
     @Test func whatCannotBeInTheBackground() throws {
         let kernel = try directory.write([1, 2, 3], to: "kernel")
+        let other = try directory.write(Array("12 notes\n".utf8), to: "notes")
         let wrong = try Program.machine(["--kernel", kernel, "--daemon", directory("log")])
         #expect(try wrong.waitForEnd() == .status(66), "\(wrong.story)")
         #expect(wrong.errors.text.contains(kernel), "\(wrong.story)")
@@ -395,11 +404,13 @@ import Testing
             (["--daemon", directory("log"), "--pid-file", directory("log")], 64, "use the same file"),
             (["--pid-file", directory("none/pid")], 66, "No such file"),
             (["--pid-file", "/dev/null"], 66, "not a regular"),
+            (["--pid-file", other], 66, "\(other): it has other contents than a process ID"),
             (["--pid-file", kernel, "--kernel", kernel], 64, "use the same file"),
         ] as [([String], Int32, String)] {
             let machine = try Program.machine(words)
             #expect(try machine.waitForEnd() == .status(status), "\(machine.story)")
             #expect(machine.errors.text.contains(sentence), "\(machine.story)")
         }
+        #expect(try shell("cat '\(other)'") == "12 notes\n")
     }
 }

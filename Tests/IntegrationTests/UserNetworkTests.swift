@@ -47,6 +47,20 @@ import Testing
         try machine.powerOff()
     }
 
+    /// A signal cancels the start while passt takes its time.
+    @Test func aStartIsCancelledWhilePasstStarts() throws {
+        let directory = try TemporaryDirectory(), started = directory("started")
+        // It would be ready in the end.
+        try directory.write(Array("#!/bin/sh\n: >'\(started)'; sleep 8\n".utf8), to: "passt")
+        try shell("chmod +x '\(directory("passt"))'")
+        let machine = try Program(
+            ["env", "PATH=\(directory.path):/usr/bin:/bin", Host.swkvm, "run", "--mem", "64M", "--net", "user"],
+            in: host)
+        #expect(try eventually { try directory.contents.contains("started") })
+        machine.send(signal: SIGTERM)
+        #expect(try machine.waitForEnd() == .status(128 + SIGTERM), "\(machine.story)")
+    }
+
     @Test func aPublishedPortLeadsToTheGuest() throws {
         let machine = try machine("user,publish=8080:80,publish=198.51.100.2:5353:53/udp,mtu=1500")
         #expect(try machine.ask("net eth0 dhcp").first?.contains("MTU 1500, 198.51.100.2/24") == true)

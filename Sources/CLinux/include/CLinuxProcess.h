@@ -21,4 +21,7 @@ int clinux_pidfd_send_signal(int process, int number);
 /// the file, and ends with status 0, or with the child's. Returns -1 on failure. There must be no other thread.
 int clinux_detach(int messages);
 
+/// Writes what standard output's buffer has. Returns 0, or the error number of that or of an earlier write.
+int clinux_flush_output(void);
+
 #endif

@@ -51,11 +51,7 @@ extension DiskImage {
     }
 
     private static func makeTemporaryDirectory() throws(DiskImageError) -> String {
-        // The environment is not changed while this process runs.
-        let place = unsafe getenv("TMPDIR").map {
-            unsafe String(raw: UnsafeBufferPointer(start: $0, count: strlen($0)).map { UInt8(bitPattern: $0) })
-        }
-        let parent = place.flatMap { $0.isEmpty ? nil : $0 } ?? "/var/tmp"
+        let parent = environmentVariable("TMPDIR").flatMap { $0.isEmpty ? nil : $0 } ?? "/var/tmp"
         for _ in 0..<100 {
             let path = parent + "/swkvm-" + String(UInt64.random(in: 0 ... .max), radix: 36)
             // The same.

@@ -33,11 +33,7 @@ public struct NetworkDirectories: Equatable, Sendable {
 
     /// Those of this process.
     public static var current: NetworkDirectories {
-        // The environment does not change while it is read: there is one thread.
-        guard let value = unsafe getenv("SWKVM_HOME") else { return NetworkDirectories(home: nil) }
-        return NetworkDirectories(
-            home: unsafe String(
-                raw: UnsafeBufferPointer(start: value, count: strlen(value)).map(UInt8.init(bitPattern:))))
+        NetworkDirectories(home: environmentVariable("SWKVM_HOME"))
     }
 
     /// Creates a directory and those above it.

@@ -58,6 +58,9 @@ public struct NetworkKeeper: ~Copyable {
         do throws(ProcessFile.Refusal) { return try ProcessFile(files.process) } catch {
             switch error {
             case .taken: throw .isUp(files.name)
+            case .foreign:
+                throw .system(
+                    purpose: "lock", path: files.process, SystemCallError("open", errno: EEXIST))
             case .system(let error): throw .system(purpose: "lock", path: files.process, error)
             }
         }

@@ -12,8 +12,9 @@ struct ConsoleCommand: MachineVerb {
         commandName: "console",
         abstract: "Connect this terminal to the serial port of a running machine.",
         discussion: """
-            The last lines of what the guest has printed are shown first. Ctrl-] disconnects; the machine goes on. A console has one client \
-            at a time.
+            The last lines of what the guest has printed are shown first. Ctrl-] disconnects; the machine goes on. Several clients may be connected: \
+            the first has the keyboard, and the others watch until it has gone. No client stops the guest: one that does not read loses \
+            output, which the log has (`swkvm logs`).
 
             \(MachineTool.exitStatuses)
             """)
@@ -35,12 +36,11 @@ struct ConsoleCommand: MachineVerb {
             return files
         }
         let end: ConsoleClient.End
-        var hasBegun = false
         do throws(SystemCallError) {
             let client = try ConsoleClient(path: files.console)
             if isatty(STDIN_FILENO) == 1 { StandardError().say("connected to \(name); Ctrl-] disconnects") }
             if lines > 0, let log = try? Log(files.consoleLog) { log.printEnd(lines: lines) }
-            end = try client.run(hasBegun: { hasBegun = true })
+            end = try client.run()
         } catch {
             let reason =
                 error.errno == ENOENT ? "its definition has another --console" : "\(error.reason) (\(error.call))"
@@ -49,14 +49,19 @@ struct ConsoleCommand: MachineVerb {
         }
         switch end {
         case .escape: StandardError().say("disconnected from \(name)")
-        case .outputClosed: break
+        case .outputClosed(let error): Command.end(0, outputError: error)
         case .signal(let number): throw ExitCode(ExitStatus.signalBase + number)
         case .closed:
-            let isRunning = (try? files.runningProcess()) != nil
-            guard isRunning, !hasBegun else { return StandardError().say("the machine has ended") }
-            StandardError().say("another client is connected to the console of \(name)")
+            // It closes its console just before its end.
+            guard try Self.isStillRunning(files) else { return StandardError().say("the machine has ended") }
+            StandardError().say("the machine has closed the connection: see above, or `swkvm logs --messages \(name)`")
             throw ExitCode(MachineTool.failure)
         }
+    }
+
+    private static func isStillRunning(_ files: MachineFiles) throws -> Bool {
+        guard let process = try files.runningProcess() else { return false }
+        return !process.waitForEnd(milliseconds: 3000)
     }
 }
 
@@ -93,7 +98,7 @@ struct LogsCommand: MachineVerb {
         let path = messages ? files.messages : files.consoleLog
         do throws(SystemCallError) {
             // What was rotated away first.
-            if lines == nil, !messages, let older = try? Log(path + ".1") { older.printAll() }
+            if lines == nil, let older = try? Log(path + ".1") { older.printAll() }
             let log = try Log(path)
             if let lines { log.printEnd(lines: lines) } else { log.printAll() }
             if follow { log.follow() }
@@ -102,87 +107,5 @@ struct LogsCommand: MachineVerb {
             StandardError().say("\(path.printable) cannot be read: \(error.reason) (\(error.call))")
             throw ExitCode(MachineTool.failure)
         }
-    }
-}
-
-/// A file of a machine that grows while it is printed.
-final class Log {
-    private let path: String
-    private var file: FileDescriptor
-    private var offset: UInt64 = 0
-    private let isTerminal = isatty(STDOUT_FILENO) == 1
-
-    init(_ path: String) throws(SystemCallError) {
-        self.path = path
-        file = try FileDescriptor.open(path, O_RDONLY | O_NOCTTY)
-    }
-
-    /// Prints what there is.
-    func printAll() { while printNext() {} }
-
-    /// Prints so many lines from the end. The last one need not be complete.
-    func printEnd(lines: Int) {
-        offset = (try? file.size()) ?? 0
-        var missing = lines
-        var isFirst = true
-        while offset > 0 {
-            let start = offset > UInt64(Self.window) ? offset - UInt64(Self.window) : 0
-            let bytes = read(at: start, count: Int(offset - start))
-            for index in bytes.indices.reversed() where bytes[index] == UInt8(ascii: "\n") {
-                // The newline at the very end begins no line.
-                if !(isFirst && index == bytes.count - 1) { missing -= 1 }
-                guard missing > 0 else {
-                    offset = start + UInt64(index) + 1
-                    return printAll()
-                }
-            }
-            isFirst = false
-            offset = start
-        }
-        if lines > 0 { printAll() }
-    }
-
-    /// Prints what is added, until a signal ends the process; goes on with the new file after a rotation.
-    func follow() {
-        while true {
-            printAll()
-            usleep(200_000)
-            guard let size = try? file.size() else { return }
-            // A rotated file begins anew, as the same file.
-            if size < offset { offset = 0 }
-        }
-    }
-
-    private static let window = 64 << 10
-
-    private func read(at offset: UInt64, count: Int) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        // Into the array, as long as it is.
-        let read = unsafe bytes.withUnsafeMutableBytes { unsafe (try? file.read(into: $0, at: offset)) ?? 0 }
-        return Array(bytes[..<read])
-    }
-
-    /// - Returns: false at the end.
-    private func printNext() -> Bool {
-        let bytes = read(at: offset, count: Self.window)
-        guard !bytes.isEmpty else { return false }
-        offset += UInt64(bytes.count)
-        var output = bytes
-        if isTerminal {
-            // A character may be cut in two at the end of a window: its bytes are then shown as such.
-            let lines = bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false)
-            output = Array(
-                lines.map { line in String(raw: line.last == 0x0d ? line.dropLast() : line).printable }
-                    .joined(separator: "\n").utf8)
-        }
-        var rest = output[...]
-        while !rest.isEmpty {
-            let count = unsafe rest.withUnsafeBytes { unsafe write(STDOUT_FILENO, $0.baseAddress, $0.count) }
-            if count < 0, errno == EINTR { continue }
-            // SIGPIPE is blocked: a reader that has gone ends the program.
-            guard count > 0 else { exit(1) }
-            rest.removeFirst(count)
-        }
-        return true
     }
 }

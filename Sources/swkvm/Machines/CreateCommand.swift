@@ -63,6 +63,9 @@ struct CreateCommand: MachineVerb {
             throw error.isUsage ? ExitCode.validationFailure : ExitCode(MachineTool.failure)
         }
         print("\(name): created\(report.isEmpty ? "" : "; " + report.joined(separator: "; "))")
+        for path in DefinitionPaths.missing(in: request.definition) {
+            StandardError().say("\(name) cannot start before \(path.printable) exists")
+        }
         if request.starts { try StartCommand.start(name, inventory, self) }
     }
 

@@ -13,6 +13,27 @@ enum DefinitionPaths {
     /// Words of an option's list whose value is a path.
     private static let words: Set<String> = ["key-file", "data-file", "backing-dir", "log"]
 
+    /// Files of the host that a machine is started with, and that are not there.
+    static func missing(in definition: Definition) -> [String] {
+        let files = definition.options.compactMap { option -> String? in
+            guard let value = option.value else { return nil }
+            switch option.name {
+            case "kernel": return value == RunCommand.bundled ? nil : value
+            case "initrd": return value
+            case "disk":
+                var list = OptionList(value)
+                let path = list.takeFirst()
+                return isRemote(path) ? nil : path
+            default: return nil
+            }
+        }
+        return files.filter { fileStatus(ofPath: $0) == nil && errno == ENOENT }
+    }
+
+    private static func isRemote(_ disk: String) -> Bool {
+        ["nbd:", "nbds:", "nbd+", "nbds+"].contains { disk.hasPrefix($0) }
+    }
+
     static func absolute(_ option: Definition.Option) -> Definition.Option {
         guard let value = option.value else { return option }
         switch option.name {
@@ -47,8 +68,7 @@ enum DefinitionPaths {
 
     private static func absolute(disk: String) -> String {
         // Remote disks have no path here.
-        disk.hasPrefix("nbd:") || disk.hasPrefix("nbds:") || disk.hasPrefix("nbd+") || disk.hasPrefix("nbds+")
-            ? disk : absolute(disk)
+        isRemote(disk) ? disk : absolute(disk)
     }
 
     private static func absolute(list: String, _ first: (String) -> String) -> String {

@@ -53,9 +53,5 @@ enum GuestLogin {
         return nil
     }
 
-    private static var home: String? {
-        // The environment does not change while it is read: there is one thread.
-        guard let value = unsafe getenv("HOME") else { return nil }
-        return unsafe String(raw: UnsafeBufferPointer(start: value, count: strlen(value)).map { UInt8(bitPattern: $0) })
-    }
+    private static var home: String? { environmentVariable("HOME") }
 }

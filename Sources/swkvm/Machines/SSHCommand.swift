@@ -101,7 +101,7 @@ struct EditCommand: MachineVerb {
             StandardError().say("could not copy \(files.definition.printable): \(error.reason) (\(error.call))")
             throw ExitCode(MachineTool.failure)
         }
-        let editor = ["VISUAL", "EDITOR"].compactMap(Self.environment).first { !$0.isEmpty } ?? "vi"
+        let editor = ["VISUAL", "EDITOR"].compactMap(environmentVariable).first { !$0.isEmpty } ?? "vi"
         // As other programs have it: a command with arguments, which a shell splits.
         let status = MachineTool.run("/bin/sh", ["-c", "\(editor) \"$1\"", "sh", copy])
         let text: [UInt8]
@@ -142,11 +142,5 @@ struct EditCommand: MachineVerb {
             }
             return DefinitionCheck.problem(definition, files)
         } catch { return error.description }
-    }
-
-    private static func environment(_ name: String) -> String? {
-        // The environment does not change while it is read: there is one thread.
-        guard let value = unsafe getenv(name) else { return nil }
-        return unsafe String(raw: UnsafeBufferPointer(start: value, count: strlen(value)).map { UInt8(bitPattern: $0) })
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import CLinux
 internal import Glibc
 internal import Inventory
 internal import Linux
@@ -45,6 +46,7 @@ struct StartCommand: MachineVerb {
                 "could not enter \(lock.files.directory.printable): \(SystemCallError.last("chdir").reason)")
             throw ExitCode(MachineTool.failure)
         }
+        rotateMessages(lock.files.messages)
         let status = MachineTool.run("/proc/self/exe", ["run"] + words)
         _ = consume lock
         guard let status else {
@@ -57,6 +59,17 @@ struct StartCommand: MachineVerb {
         }
         print("\(name): started")
     }
+
+    /// Messages of earlier starts go to the file beside it when there are many. A machine reports what repeats itself
+    /// rarely, so one run adds little.
+    private static func rotateMessages(_ path: String) {
+        guard let status = fileStatus(ofPath: path, followsLinks: false), status.st_size >= messagesLimit else { return }
+        // Best effort: otherwise, it is appended to.
+        _ = path.withRawCString { from in (path + ".1").withRawCString { to in unsafe rename(from, to) } }
+    }
+
+    /// Bytes.
+    private static let messagesLimit = 1 << 20
 
     /// What `swkvm run` gets.
     static func words(_ definition: Definition, _ files: MachineFiles) -> [String] {
