@@ -41,6 +41,12 @@ public struct PublishedPort: Equatable, Sendable, CustomStringConvertible {
         (self.port, self.guestPort) = (port, guestPort)
     }
 
+    /// The same with another port of the host; nil for a number that is none.
+    public func moved(to number: Int) -> PublishedPort? {
+        let host = isIPv6 ? "[\(address)]" : address
+        return try? PublishedPort(parsing: "\(host):\(number):\(guestPort)\(isUDP ? "/udp" : "")")
+    }
+
     /// A problem of a published port's notation.
     public enum Problem: Equatable, Sendable {
         case notation, address, port

@@ -184,6 +184,18 @@ public struct Inventory: Sendable {
         }
     }
 
+    /// Finishes what a killed `rename` has begun.
+    /// - Returns: the old and the new names.
+    public func finishRenames() -> [(old: MachineName, new: MachineName)] {
+        ((try? list(directories.data)) ?? []).compactMap { try? MachineName($0) }.sorted().compactMap { name in
+            let files = MachineFiles(name, directories)
+            guard fileStatus(ofPath: files.renaming) != nil, let lock = try? lock(files) else { return nil }
+            let names = try? finishRename(in: files)
+            _ = consume lock
+            return names
+        }
+    }
+
     /// Removes what a killed `create` or `delete` has left.
     /// - Returns: whose.
     public func sweep() -> [MachineName] {
@@ -207,12 +219,12 @@ public struct Inventory: Sendable {
         }
     }
 
-    private func checkIsStopped(_ files: MachineFiles) throws(InventoryError) {
+    func checkIsStopped(_ files: MachineFiles) throws(InventoryError) {
         if let process = try files.runningProcess() { throw .running(files.name, process: process.number) }
     }
 
     /// - Throws: `busy` while another process has it.
-    private func lock(_ files: MachineFiles) throws(InventoryError) -> FileLock {
+    func lock(_ files: MachineFiles) throws(InventoryError) -> FileLock {
         do throws(SystemCallError) {
             return try FileLock(FileDescriptor.open(files.directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW))
         } catch {
@@ -222,7 +234,7 @@ public struct Inventory: Sendable {
     }
 
     /// Writes a definition beside its place, then puts it there.
-    private func write(_ text: String, _ files: MachineFiles, replaces: Bool) throws(InventoryError) {
+    func write(_ text: String, _ files: MachineFiles, replaces: Bool) throws(InventoryError) {
         let new = "\(directories.definitions)/.\(files.name).new"
         do throws(SystemCallError) {
             removeName(new)
@@ -231,7 +243,7 @@ public struct Inventory: Sendable {
                 try file.writeAll(text.rawBytes)
                 guard fsync(file.rawValue) == 0 else { throw .last("fsync") }
                 let status = new.withRawCString { from in
-                    files.definition.withRawCString { to in unsafe replaces ? rename(from, to) : link(from, to) }
+                    files.definition.withRawCString { to in unsafe replaces ? Glibc.rename(from, to) : link(from, to) }
                 }
                 guard status == 0 else { throw .last(replaces ? "rename" : "link") }
             } catch {
@@ -254,7 +266,7 @@ public struct Inventory: Sendable {
     // MARK: Directories
 
     /// The names in a directory; none where there is no directory.
-    private func list(_ path: String) throws(InventoryError) -> [String] {
+    func list(_ path: String) throws(InventoryError) -> [String] {
         guard let stream = path.withRawCString({ unsafe opendir($0) }) else {
             let error = SystemCallError.last("opendir")
             guard error.errno == ENOENT else { throw .system(purpose: "read the directory", path: path, error) }
@@ -272,7 +284,7 @@ public struct Inventory: Sendable {
     }
 
     /// Removes a directory and everything in it; links are not followed. What cannot be removed stays.
-    private func removeTree(_ path: String) {
+    func removeTree(_ path: String) {
         removeContents(path, except: nil)
         _ = path.withRawCString { unsafe rmdir($0) }
     }

@@ -34,6 +34,8 @@ public struct MachineFiles: Equatable, Sendable {
     public var knownHosts: String { directory + "/known_hosts" }
     /// Present while the directory is being made or removed.
     var unfinished: String { directory + "/.unfinished" }
+    /// Present while the machine gets another name; has what is needed to finish that.
+    var renaming: String { directory + "/.renaming" }
 
     /// The machine's process, nil if it does not run.
     /// - Throws: `runningElsewhere`, `system`.

@@ -383,6 +383,20 @@ public struct Configuration: Sendable {
         }
     }
 
+    /// The MAC address of an interface; nil where it follows from an interface of the host that is chosen at the start.
+    public func address(ofNetwork index: Int) -> MACAddress? {
+        let network = networks[index]
+        if let mac = network.mac { return mac }
+        let interface: String
+        switch network.backend {
+        case .tap(let name?, _, _): interface = name.text
+        case .descriptors: return nil
+        default: interface = ""
+        }
+        return HostIdentity().address(
+            ofMachine: name, interface: identity(ofNetwork: index, interface: interface))
+    }
+
     /// A conflict between the network interfaces of one machine.
     public enum NetworkProblem: Error, Equatable, Sendable, CustomStringConvertible {
         case sameTAP(InterfaceName)

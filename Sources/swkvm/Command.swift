@@ -42,8 +42,10 @@ struct Command: ParsableCommand {
         subcommands: [
             RunCommand.self, CreateCommand.self, StartCommand.self, StopCommand.self, RestartCommand.self,
             ListCommand.self, InfoCommand.self, ConsoleCommand.self, LogsCommand.self, SSHCommand.self,
-            EditCommand.self, DeleteCommand.self, IPCommand.self, NetworkCommand.self, ImageCommand.self,
-            DoctorCommand.self,
+            EditCommand.self, ResizeMachineCommand.self, MachineSnapshotCommand.self, CloneCommand.self,
+            RenameCommand.self,
+            CopyCommand.self, AutostartCommand.self, DeleteCommand.self, IPCommand.self, NetworkCommand.self,
+            ImageCommand.self, DoctorCommand.self,
         ])
 
     static func main() {

@@ -50,7 +50,9 @@ import Testing
     /// user makes up.
     @Test func everyPathAndEveryListHasACompletion() throws {
         var paths = 0
-        let free: Set = ["name", "n", "size", "words", "seconds", "ms", "user", "address/bits"]
+        let free: Set = [
+            "name", "n", "size", "words", "seconds", "ms", "user", "address/bits", "new-name", "tag", "count",
+        ]
         for (path, command) in try CommandTree.whole().all() {
             for argument in command.arguments ?? [] where argument.kind != "flag" {
                 let name = argument.names?.last?.spelling ?? argument.valueName ?? ""

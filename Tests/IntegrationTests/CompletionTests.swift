@@ -170,8 +170,8 @@ private final class CompletingShell {
             (
                 "swkvm help ",
                 [
-                    "console", "create", "delete", "doctor", "edit", "image", "info", "ip", "list", "logs", "network",
-                    "restart", "run", "ssh", "start", "stop",
+                    "autostart", "clone", "console", "cp", "create", "delete", "doctor", "edit", "image", "info", "ip",
+                    "list", "logs", "network", "rename", "resize", "restart", "run", "snapshot", "ssh", "start", "stop",
                 ]
             ),
             ("swkvm help image snapshot ", ["apply", "create", "delete", "list"]),

@@ -9,7 +9,7 @@ enum CreateCompletion {
 
     /// What is added to lists of options in bash.
     private static let own = [
-        ("non_repeating_flags=(", "--copy --start"), ("non_repeating_options=(", "--disk-size"),
+        ("non_repeating_flags=(", "--copy --progress --start"), ("non_repeating_options=(", "--disk-size"),
     ]
 
     /// - Parameter lines: of the script for bash.
@@ -37,6 +37,7 @@ enum CreateCompletion {
             return [
                 line, "        ':name:'", "        '--disk-size=[Size of the disk.]:size:'",
                 "        '--copy[Copy the image, instead of creating an overlay over it.]'",
+                "        '--progress[Show how far a copy is.]'",
                 "        '--start[Start the machine, too.]'",
             ]
         }

@@ -13,7 +13,8 @@ struct CreateCommand: MachineVerb {
     static let configuration = CommandConfiguration(
         commandName: "create",
         abstract: "Define a machine, with a disk of its own.",
-        usage: "swkvm create <name> [<image>] [--disk-size <size>] [--copy] [--start] [<options of swkvm run> ...]",
+        usage:
+            "swkvm create <name> [<image>] [--disk-size <size>] [--copy] [--progress] [--start] [<options of swkvm run> ...]",
         discussion: """
             IMAGE is a disk image with a system, as `swkvm run IMAGE` boots it. The machine gets an overlay over it, which stores what its guest \
             writes: IMAGE itself is never changed, and must stay where it is. All options of `swkvm run` describe the machine \
@@ -42,7 +43,12 @@ struct CreateCommand: MachineVerb {
             "--disk-size SIZE",
             "size of the disk: at least that of IMAGE, which is the default. Without IMAGE, an empty disk of this size is created"
         ),
-        ("--copy", "copy IMAGE, instead of creating an overlay over it"), ("--start", "start the machine, too"),
+        ("--copy", "copy IMAGE, instead of creating an overlay over it"),
+        (
+            "--progress",
+            "show how far a copy is: on a terminal, where that is the default, as a line that changes, otherwise as lines"
+        ),
+        ("--start", "start the machine, too"),
     ]
 
     @Argument(parsing: .captureForPassthrough, help: "Name, image and options.", completion: .file())
@@ -101,6 +107,7 @@ struct CreateCommand: MachineVerb {
         private(set) var size: ByteSize?
         private(set) var copies = false
         private(set) var starts = false
+        private(set) var showsProgress = false
         /// The image with its options.
         private(set) var image: String?
         private(set) var definition: Definition
@@ -118,6 +125,7 @@ struct CreateCommand: MachineVerb {
                 case "--help", "-h": throw CleanExit.helpRequest(CreateCommand.self)
                 case "--copy" where parts.count == 1: copies = true
                 case "--start" where parts.count == 1: starts = true
+                case "--progress" where parts.count == 1: showsProgress = true
                 case "--disk-size":
                     guard let text = parts.count == 2 ? String(parts[1]) : iterator.next() else {
                         throw ValidationError("Missing value for '--disk-size <size>'")
@@ -263,7 +271,7 @@ struct CreateCommand: MachineVerb {
                 }
                 var conversion = ImageConversion(source: path, target: disk, format: .qcow2)
                 conversion.sourceOptions = options
-                let line = ProgressLine(isShown: nil)
+                let line = ProgressLine(isShown: showsProgress ? true : nil)
                 defer { line.end() }
                 try conversion.run(line.show)
                 guard let size, size.bytes > smallest else { return smallest }

@@ -67,7 +67,7 @@ struct InfoCommand: MachineVerb {
             ("process", state.process.map { "\($0)" }),
             ("up", state.seconds.map(MachineState.duration)),
             ("memory used", state.memory.map(ImageTool.size)),
-            ("disk used", ImageTool.size(state.disk)),
+            ("disk used", ImageTool.size(state.disk)), ("autostart", state.autostart ? "yes" : nil),
             ("address", addresses),
             ("definition", files.definition.printable), ("directory", files.directory.printable),
             ("console", state.process == nil ? nil : files.console.printable),
@@ -99,6 +99,8 @@ struct MachineState {
     let disk: UInt64
     /// That its guest has from a network of this host.
     let addresses: [IPv4Address]
+    /// It starts with the host.
+    let autostart: Bool
 
     /// nil for a machine that is deleted at this moment.
     init?(_ name: MachineName, _ inventory: Inventory, _ addresses: MachineAddresses) {
@@ -122,17 +124,19 @@ struct MachineState {
         memory = process.flatMap(Self.residentBytes)
         disk = inventory.bytes(of: files)
         self.addresses = process == nil ? [] : addresses.all(of: name, definition)
+        autostart = Autostart.isEnabled(name)
     }
 
     var word: String { obscurity ?? (process != nil ? "running" : problem != nil ? "invalid" : "stopped") }
 
-    static let heads = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "DISK", "UP", "ADDRESS", "PORTS"]
+    static let heads = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "DISK", "UP", "AUTOSTART", "ADDRESS", "PORTS"]
 
     var row: [String] {
         [
             "\(name)", word, problem == nil ? definition.value(of: "cpus") ?? "1" : "-",
             problem == nil ? definition.value(of: "mem") ?? "\(RunCommand.defaultMemory)" : "-",
             memory.map(ImageTool.size) ?? "-", ImageTool.size(disk), seconds.map(Self.duration) ?? "-",
+            autostart ? "yes" : "-",
             addresses.isEmpty ? "-" : addresses.map(\.description).joined(separator: " "),
             ports.isEmpty ? "-" : ports.map { "\($0.address):\($0.port) → \($0.guestPort)" }.joined(separator: " "),
         ]
@@ -150,7 +154,7 @@ struct MachineState {
                 }
             ),
             ("used-memory", memory.map { .number($0) }), ("used-disk", .number(disk)),
-            ("up", seconds.map { .number($0) }),
+            ("up", seconds.map { .number($0) }), ("autostart", .bool(autostart)),
             ("addresses", .array(addresses.map { .string("\($0)") })),
             (
                 "ports",

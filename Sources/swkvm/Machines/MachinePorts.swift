@@ -17,6 +17,39 @@ enum MachinePorts {
         return Set(definitions.flatMap(PublishedPort.all).map(\.port))
     }
 
+    /// A definition whose published ports are free ones, where they were those of another machine.
+    static func renumbered(_ definition: Definition, used: Set<UInt16>, _ report: inout [String]) -> Definition {
+        var used = used
+        return Definition(
+            definition.options.map { option in
+                guard option.name == "net", let value = option.value else { return option }
+                let words = OptionList(value).items.map { key, value in
+                    guard key == "publish", let value, let port = try? PublishedPort(parsing: value) else {
+                        return key.commaDoubled + (value.map { "=" + $0.commaDoubled } ?? "")
+                    }
+                    let new = next(after: port, &used)
+                    report.append(
+                        new.port == port.port
+                            ? "no port above \(port.port) is free for its port \(port.guestPort)"
+                            : "port \(new.port) of \(new.address) leads to its port \(new.guestPort)")
+                    return "publish=\(new)"
+                }
+                return Definition.Option("net", words.joined(separator: ","))
+            })
+    }
+
+    /// The next port of the same address that is free, and that no machine has; the same one if there is none.
+    private static func next(after port: PublishedPort, _ used: inout Set<UInt16>) -> PublishedPort {
+        for number in (Int(port.port) + 1)...max(Int(port.port) + 1, Int(port.port) + Int(count)) {
+            guard let candidate = port.moved(to: number), !used.contains(candidate.port), candidate.isFree else {
+                continue
+            }
+            used.insert(candidate.port)
+            return candidate
+        }
+        return port
+    }
+
     /// Gives a machine of root a network of the host, if that has the programs for it, and otherwise the network of its
     /// user, with a port for ssh, if the host has the program for it.
     static func addNetwork(to definition: inout Definition, used: Set<UInt16>, _ report: inout [String]) {

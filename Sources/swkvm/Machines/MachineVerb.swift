@@ -14,6 +14,9 @@ extension MachineVerb {
     func inventory() throws -> Inventory {
         let inventory = Inventory(try attempt { () throws(InventoryError) in try Directories.current() })
         try attempt { () throws(InventoryError) in try inventory.checkDirectories() }
+        for (old, new) in inventory.finishRenames() {
+            StandardError().say("\(old): finished a `rename` to \(new) that was interrupted")
+        }
         for name in inventory.sweep() {
             StandardError().say("\(name): removed what a `create` or `delete` that did not finish has left")
         }

@@ -38,25 +38,27 @@ struct SSHCommand: MachineVerb {
             guard try files.runningProcess() != nil else { throw .notRunning(name) }
             return (files, try inventory.definition(of: name))
         }
-        let addresses = MachineAddresses()
-        let arguments: [String]
-        if let port = PublishedPort.all(in: definition).first(where: { $0.guestPort == 22 }) {
-            arguments = Self.arguments(port.address, port.port, files, definition)
-        } else if let address = addresses.all(of: name, definition).first {
-            arguments = Self.arguments(address.description, 22, files, definition)
-        } else if !addresses.interfaces(of: name, definition).isEmpty {
-            StandardError().say("\(name) has no address yet: its guest has not asked for one by DHCP")
-            throw ExitCode(MachineTool.failure)
-        } else {
-            StandardError().say(
-                "no port of the host leads to the guest's port 22: add publish=PORT:22 to --net user (swkvm edit \(name)), or run ssh with the guest's address"
-            )
-            throw ExitCode(MachineTool.failure)
-        }
+        guard let arguments = Self.arguments(name, files, definition) else { throw ExitCode(MachineTool.failure) }
         MachineTool.become("ssh", arguments + words.dropFirst())
         StandardError().say(
             "ssh cannot be run: \(SystemCallError.last("execvp").reason); `apt-get install openssh-client` installs it")
         throw ExitCode(MachineTool.failure)
+    }
+
+    /// What ssh gets: options, and at the end the guest's address; nil if there is none, which is reported.
+    static func arguments(_ name: MachineName, _ files: MachineFiles, _ definition: Definition) -> [String]? {
+        let addresses = MachineAddresses()
+        if let port = PublishedPort.all(in: definition).first(where: { $0.guestPort == 22 }) {
+            return arguments(port.address, port.port, files, definition)
+        }
+        if let address = addresses.all(of: name, definition).first {
+            return arguments(address.description, 22, files, definition)
+        }
+        StandardError().say(
+            addresses.interfaces(of: name, definition).isEmpty
+                ? "no port of the host leads to the guest's port 22: add publish=PORT:22 to --net user (swkvm edit \(name)), or run ssh with the guest's address"
+                : "\(name) has no address yet: its guest has not asked for one by DHCP")
+        return nil
     }
 
     static func arguments(

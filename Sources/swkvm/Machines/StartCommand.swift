@@ -40,6 +40,10 @@ struct StartCommand: MachineVerb {
             StandardError().say("\(lock.files.definition.printable): \(problem)")
             throw ExitCode(MachineTool.failure)
         }
+        let done = try verb.changeDisks(name) { () throws(MachineDiskError) in
+            try MachineSnapshots.recover(lock.files, definition)
+        }
+        if let done { StandardError().say("\(name): \(done)") }
         // Relative paths of the definition begin there.
         guard lock.files.directory.withRawCString({ unsafe chdir($0) }) == 0 else {
             StandardError().say(
@@ -63,7 +67,9 @@ struct StartCommand: MachineVerb {
     /// Messages of earlier starts go to the file beside it when there are many. A machine reports what repeats itself
     /// rarely, so one run adds little.
     private static func rotateMessages(_ path: String) {
-        guard let status = fileStatus(ofPath: path, followsLinks: false), status.st_size >= messagesLimit else { return }
+        guard let status = fileStatus(ofPath: path, followsLinks: false), status.st_size >= messagesLimit else {
+            return
+        }
         // Best effort: otherwise, it is appended to.
         _ = path.withRawCString { from in (path + ".1").withRawCString { to in unsafe rename(from, to) } }
     }
@@ -234,7 +240,9 @@ struct DeleteCommand: MachineVerb {
                 try inventory.files(of: name).runningProcess() != nil
             }
             if force, isRunning { try StopCommand.stop(name, inventory, seconds: 0, self) }
+            let starts = Autostart.isEnabled(name)
             try attempt { () throws(InventoryError) in try inventory.delete(name) }
+            if starts { try Autostart.set(false, name) }
             print("\(name): deleted")
         }
     }
