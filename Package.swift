@@ -34,10 +34,11 @@ let package = Package(
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ←
         // Virtio; DiskImage ← FileSystems; Platform ← {GuestMemory, Boot, Devices, Machine}; {Virtio, DiskImage,
         // HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm; Linux ←
-        // {CloudInit, Inventory} ← swkvm.
+        // {CloudInit, Inventory} ← swkvm; Inventory ← DomainXML ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+        .systemLibrary(name: "CExpat", pkgConfig: "expat", providers: [.apt(["libexpat1-dev"])]),
         .target(name: "CNBD", linkerSettings: [.linkedLibrary("nbd")]),
         // The archive also where nothing else is static: the instructions for AES are in it, and not in the shared
         // library's interface.
@@ -63,6 +64,8 @@ let package = Package(
         module("GDBRemote"),
         // Definitions of machines, and which of them run; knows nothing of what a machine is.
         module("Inventory", ["CLinux", "Linux"]),
+        // Machines as libvirt describes them, from and to definitions; opens nothing itself.
+        module("DomainXML", ["CExpat", "Linux", "Inventory"]),
         // System calls that a running machine may make; knows nothing of machines.
         .target(name: "CSandbox"),
         module("Sandbox", ["CSandbox"]),
@@ -81,7 +84,7 @@ let package = Package(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
-                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory",
+                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory", "DomainXML",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -165,7 +168,7 @@ let package = Package(
         tests(
             "CommandLineTests",
             [
-                "TestSupport", "swkvm", "swkvm-manual", "Essentials", "Inventory", "Machine", "DiskImage",
+                "TestSupport", "swkvm", "swkvm-manual", "Essentials", "DomainXML", "Inventory", "Machine", "DiskImage",
                 "GuestMemory",
                 "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),

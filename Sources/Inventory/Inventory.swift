@@ -131,6 +131,23 @@ public struct Inventory: Sendable {
         _ = consume lock
     }
 
+    /// Gives a machine that does not run another definition, in one step; its directory stays as it is.
+    /// - Parameter body: gets the definition that is replaced, nil if it cannot be read, and returns the new one.
+    /// - Throws: `running`, `busy`, `notDefined`.
+    public func redefine<Failure: Error>(
+        _ name: MachineName, failure: (InventoryError) -> Failure,
+        _ body: (MachineFiles, Definition?) throws(Failure) -> Definition
+    ) throws(Failure) {
+        let lock: StartLock
+        do throws(InventoryError) { lock = try lockStopped(name) } catch { throw failure(error) }
+        let files = lock.files
+        let definition = try body(files, try? self.definition(of: name))
+        do throws(InventoryError) {
+            try write(DefinitionText.text(of: definition), files, replaces: true)
+        } catch { throw failure(error) }
+        _ = consume lock
+    }
+
     /// Removes a machine that does not run, with everything in its directory.
     public func delete(_ name: MachineName) throws(InventoryError) {
         let files = try files(of: name)
@@ -159,6 +176,13 @@ public struct Inventory: Sendable {
     /// Locks a machine that is to be started, and makes the directory of its run-time files.
     /// - Throws: `running`, `busy`.
     public func prepareStart(_ name: MachineName) throws(InventoryError) -> StartLock {
+        let lock = try lockStopped(name)
+        try Directories.create(directories.runtime)
+        try Directories.create(lock.files.runtime)
+        return lock
+    }
+
+    private func lockStopped(_ name: MachineName) throws(InventoryError) -> StartLock {
         let files = try files(of: name)
         try Directories.create(files.directory)
         let lock = try lock(files)
@@ -168,12 +192,10 @@ public struct Inventory: Sendable {
             throw .notDefined(name)
         }
         try checkIsStopped(files)
-        try Directories.create(directories.runtime)
-        try Directories.create(files.runtime)
         return StartLock(files: files, lock: lock)
     }
 
-    /// Held while a machine is started.
+    /// Held while a machine is started, or gets another definition.
     public struct StartLock: ~Copyable {
         public let files: MachineFiles
         private let lock: FileLock

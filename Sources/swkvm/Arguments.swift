@@ -5,6 +5,7 @@ internal import Devices
 internal import DiskImage
 internal import Glibc
 internal import GuestMemory
+internal import Inventory
 internal import Linux
 internal import Machine
 
@@ -143,39 +144,7 @@ extension String {
     }
 }
 
-/// A list of `word` and `key=value`, separated by commas; a comma within a value is written twice.
-struct OptionList {
-    private(set) var items: [(key: String, value: String?)] = []
-
-    init(_ text: String) {
-        // By scalars: to Unicode a comma can be one character with what follows.
-        var current = String.UnicodeScalarView()
-        var words: [String.UnicodeScalarView] = []
-        var rest = text.unicodeScalars[...]
-        while let scalar = rest.popFirst() {
-            if scalar == "," {
-                guard rest.first == "," else {
-                    words.append(current)
-                    current = String.UnicodeScalarView()
-                    continue
-                }
-                rest.removeFirst()
-            }
-            current.append(scalar)
-        }
-        words.append(current)
-        items = words.map { word in
-            guard let equals = word.firstIndex(of: "=") else { return (String(word), nil) }
-            return (String(Substring(word[..<equals])), String(Substring(word[word.index(after: equals)...])))
-        }
-    }
-
-    /// The first item as it was written: a path may have an equals sign in it.
-    mutating func takeFirst() -> String {
-        let first = items.removeFirst()
-        return first.value.map { "\(first.key)=\($0)" } ?? first.key
-    }
-
+extension OptionList {
     /// Refuses a word that is there twice, of which one would be lost.
     /// - Parameter repeatable: words that add to each other.
     /// - Returns: the items.

@@ -43,9 +43,8 @@ struct Command: ParsableCommand {
             RunCommand.self, CreateCommand.self, StartCommand.self, StopCommand.self, RestartCommand.self,
             ListCommand.self, InfoCommand.self, ConsoleCommand.self, LogsCommand.self, SSHCommand.self,
             EditCommand.self, ResizeMachineCommand.self, MachineSnapshotCommand.self, CloneCommand.self,
-            RenameCommand.self,
-            CopyCommand.self, AutostartCommand.self, DeleteCommand.self, IPCommand.self, NetworkCommand.self,
-            ImageCommand.self, DoctorCommand.self,
+            RenameCommand.self, CopyCommand.self, AutostartCommand.self, DefineCommand.self, DumpXMLCommand.self,
+            DeleteCommand.self, IPCommand.self, NetworkCommand.self, ImageCommand.self, DoctorCommand.self,
         ])
 
     static func main() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Devices
+internal import Inventory
 internal import Linux
 internal import Machine
 

@@ -3,6 +3,7 @@
 internal import ArgumentParser
 internal import Devices
 internal import HostNetwork
+internal import Inventory
 internal import Machine
 
 /// `--net user,…`, `--net nat,…`, `--net bridge=NAME,…`, `--net tap=NAME,…`, `--net fd=N,…`, `--net stream=PATH,…`

@@ -4,6 +4,7 @@ import ArgumentParser
 import DiskImage
 import GuestMemory
 import HostNetwork
+import Inventory
 import Machine
 import TestSupport
 import Testing

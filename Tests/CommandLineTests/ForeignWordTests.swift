@@ -91,7 +91,7 @@ import Testing
         #expect(unknown("rnu --mem 1G") == "'rnu' is not a command; did you mean 'run'?")
         #expect(
             unknown("launch")
-                == "'launch' is not a command; the commands are run, create, start, stop, restart, list, info, console, logs, ssh, edit, resize, snapshot, clone, rename, cp, autostart, delete, ip, network, image, doctor"
+                == "'launch' is not a command; the commands are run, create, start, stop, restart, list, info, console, logs, ssh, edit, resize, snapshot, clone, rename, cp, autostart, define, dumpxml, delete, ip, network, image, doctor"
         )
         #expect(unknown("help launch") == unknown("launch"))
         #expect(unknown("image creat x")?.hasSuffix("did you mean 'create'?") == true)

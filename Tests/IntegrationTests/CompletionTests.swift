@@ -170,8 +170,9 @@ private final class CompletingShell {
             (
                 "swkvm help ",
                 [
-                    "autostart", "clone", "console", "cp", "create", "delete", "doctor", "edit", "image", "info", "ip",
-                    "list", "logs", "network", "rename", "resize", "restart", "run", "snapshot", "ssh", "start", "stop",
+                    "autostart", "clone", "console", "cp", "create", "define", "delete", "doctor", "dumpxml", "edit",
+                    "image", "info", "ip", "list", "logs", "network", "rename", "resize", "restart", "run", "snapshot",
+                    "ssh", "start", "stop",
                 ]
             ),
             ("swkvm help image snapshot ", ["apply", "create", "delete", "list"]),

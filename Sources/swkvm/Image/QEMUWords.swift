@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import Inventory
 
 /// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option
 /// (`-fqcow2`), options that are called otherwise here, and those that have no effect. What swkvm does not have is an

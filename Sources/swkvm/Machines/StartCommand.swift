@@ -91,17 +91,6 @@ struct StartCommand: MachineVerb {
     private static let consoleLogSize = "4M"
 }
 
-extension String {
-    /// As a path is written in a list of options.
-    var commaDoubled: String {
-        String(
-            unicodeScalars.reduce(into: String.UnicodeScalarView()) { text, scalar in
-                if scalar == "," { text.append(",") }
-                text.append(scalar)
-            })
-    }
-}
-
 /// `swkvm stop`.
 struct StopCommand: MachineVerb {
     static let configuration = CommandConfiguration(
