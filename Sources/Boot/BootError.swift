@@ -43,6 +43,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
     case tablesTooLarge(size: Int, limit: Int)
     /// SMBIOS tables that exceed their space below 1 MiB.
     case firmwareTablesTooLarge(size: Int, limit: Int)
+    /// A file that cannot be firmware.
+    case notFirmware(file: String, reason: String)
     /// Guest RAM refused an access.
     case memory(GuestMemoryError)
 
@@ -88,6 +90,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
             "the ACPI tables need \(size) bytes and have \(limit): configure fewer CPUs or devices"
         case .firmwareTablesTooLarge(let size, let limit):
             "the SMBIOS tables need \(size) bytes and have \(limit): configure fewer ranges of memory"
+        case .notFirmware(let file, let reason):
+            "\(file) is not usable as firmware: \(reason)"
         case .memory(let error):
             "\(error)"
         }

@@ -28,11 +28,14 @@ public struct VirtualMachine: ~Copyable, Sendable {
     ///   - address: guest-physical, a multiple of 4096.
     ///   - size: bytes, a multiple of 4096.
     ///   - host: the first byte; it stays mapped as long as the slot exists.
+    ///   - isReadOnly: a guest's write is an exit to user space, like one to a device.
     public func setMemory(
-        slot: UInt32, at address: UInt64, size: UInt64, host: UnsafeMutableRawPointer
+        slot: UInt32, at address: UInt64, size: UInt64, host: UnsafeMutableRawPointer, isReadOnly: Bool = false
     ) throws(KVMError) {
         var region = kvm_userspace_memory_region()
         region.slot = slot
+        // KVM_MEM_READONLY, whose definition is not imported.
+        region.flags = isReadOnly ? 1 << 1 : 0
         region.guest_phys_addr = address
         region.memory_size = size
         region.userspace_addr = UInt64(UInt(bitPattern: host))

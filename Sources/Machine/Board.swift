@@ -27,6 +27,8 @@ final class Board: Sendable {
         let clock: RealTimeClock
         let ending: Ending
         let debugger: DebugServer?
+        /// What the machine starts with instead of a kernel; nil for a machine without firmware.
+        let firmware: Firmware?
         /// When the machine was made, in milliseconds of ``TimerFD/now``.
         let created = TimerFD.now
         /// What boots before this one have counted.
@@ -40,7 +42,7 @@ final class Board: Sendable {
         init(
             _ configuration: Configuration, system: consuming System, memory: GuestMemory, boot: BootSource,
             virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?,
-            control: MachineControl
+            control: MachineControl, firmware: Firmware?
         ) {
             self.configuration = configuration
             self.system = system
@@ -52,6 +54,7 @@ final class Board: Sendable {
             self.ending = ending
             self.debugger = debugger
             self.control = control
+            self.firmware = firmware
             exits = configuration.countsExits ? (0..<configuration.cpus).map { _ in ExitCounter() } : []
         }
     }
@@ -84,7 +87,7 @@ final class Board: Sendable {
     ///   address.
     init(_ parts: Parts, waitsForDebugger: Bool) throws(MachineError) {
         let (configuration, memory, ending) = (parts.configuration, parts.memory, parts.ending)
-        let virtualMachine = try Machine.makeVirtualMachine(parts.system, memory)
+        let virtualMachine = try Machine.makeVirtualMachine(parts.system, memory, parts.firmware)
         let timer = try Machine.kvm { () throws(KVMError) in try virtualMachine.intervalTimer() }
         let (serialLine, powerLine) = try Machine.kvm { () throws(KVMError) in
             (try virtualMachine.interruptLine(gsi: GSIs.serial), try virtualMachine.interruptLine(gsi: GSIs.power))
@@ -97,6 +100,7 @@ final class Board: Sendable {
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let power = PowerController(request: request, interrupt: { powerLine.pulse() })
+        let start = try Self.makeStart(parts, layout, registry, model, request: request)
         let ports = AddressMap<any PortDevice>(
             [
                 .init(Ports.serial, parts.serial),
@@ -108,14 +112,12 @@ final class Board: Sendable {
                 .init(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
                 .init(Ports.clock, parts.clock),
                 .init(Ports.postCode...Ports.postCode, PostCodePort()),
-            ] + (root.map { [$0.portEntry] } ?? []))
+            ] + start.ports + (root.map { [$0.portEntry] } ?? []))
 
-        let files = try parts.boot.next()
-        let (state, kernel) = try Machine.load(files, configuration, memory, layout, registry, model)
         var cpus: [CPUThread] = []
         for (index, id) in layout.localAPICIDs.enumerated() {
             let cpu = try Machine.kvm { () throws(KVMError) in
-                try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
+                try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? start.state : nil)
             }
             let pausePoint = try Machine.host("create an eventfd") { () throws(SystemCallError) in
                 try PausePoint(
@@ -135,11 +137,40 @@ final class Board: Sendable {
         self.ports = ports
         self.serialLine = serialLine
         holdsInterrupts = parts.system.canHoldInterrupts
-        entry = state.rip
-        kernelName = kernel.name
-        bootDescription = Machine.bootDescription(kernel, files, configuration)
-        namesLinux = kernel.namesLinux
+        entry = start.state?.rip ?? PhysicalLayout.firmware.upperBound - 16
+        kernelName = start.kernel?.name ?? ""
+        bootDescription = start.description
+        namesLinux = start.kernel?.namesLinux == true
         self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
+    }
+
+    /// What the processors start with.
+    private struct Start {
+        /// The boot processor's registers; nil: as after a reset, for firmware.
+        var state: BootState?
+        var kernel: KernelImage?
+        /// In words.
+        var description: String
+        /// Devices that only firmware has.
+        var ports: [AddressMap<any PortDevice>.Entry] = []
+    }
+
+    /// Loads the kernel into RAM, or prepares it for firmware.
+    private static func makeStart(
+        _ parts: Parts, _ layout: NodeLayout, _ registry: DeviceRegistry, _ model: CPUModel,
+        request: @escaping @Sendable (MachineRequest) -> Void
+    ) throws(MachineError) -> Start {
+        guard let firmware = parts.firmware else {
+            let files = try parts.boot.next()
+            let (state, kernel) = try Machine.load(files, parts.configuration, parts.memory, layout, registry, model)
+            return Start(
+                state: state, kernel: kernel,
+                description: Machine.bootDescription(kernel, files, parts.configuration))
+        }
+        let contents = try Machine.firmwareConfiguration(parts, layout, registry, model)
+        return Start(
+            description: "\(firmware.name) (firmware)",
+            ports: try firmware.start(contents, parts.memory, request: request))
     }
 
     /// The PCI hierarchy, where the configuration has one.
@@ -150,7 +181,7 @@ final class Board: Sendable {
         do throws(KVMError) {
             return try PCIRoot(
                 parts.system, machine, endOfMemory: parts.memory.regions.map(\.end.rawValue).max() ?? 0,
-                addressBits: model.physicalAddressBits)
+                addressBits: model.physicalAddressBits, isForFirmware: parts.firmware != nil)
         } catch { throw .kvm(error) }
     }
 

@@ -21,6 +21,8 @@ public struct Configuration: Sendable {
     /// The guest's NUMA nodes; empty for a guest without.
     public var nodes: [Node]
     public var kernel: Kernel
+    /// The file with the code that the machine starts with instead of ``kernel``.
+    public var firmware: String?
     /// Path of an initial RAM disk.
     public var initrd: String?
     /// The kernel's command line as the user gave it. With ``Kernel/disk(index:entry:)`` it replaces that of the disk's

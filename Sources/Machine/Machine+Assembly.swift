@@ -47,7 +47,7 @@ extension Machine {
     }
 
     static func makeVirtualMachine(
-        _ system: borrowing System, _ memory: GuestMemory
+        _ system: borrowing System, _ memory: GuestMemory, _ firmware: Firmware?
     ) throws(MachineError) -> VirtualMachine {
         do throws(KVMError) {
             let machine = try system.createVirtualMachine()
@@ -58,6 +58,7 @@ extension Machine {
                 try unsafe machine.setMemory(
                     slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
             }
+            try firmware?.map(machine, slot: UInt32(memory.regions.count))
             // After the memory: the kernel retires the bus of each controller's predecessor in the background, and a
             // change of memory would have to wait for that, some milliseconds.
             try machine.createInterruptControllers()
@@ -115,18 +116,22 @@ extension Machine {
             machine.pci = registry.root?.description
             let loader = try KernelLoader(
                 kernel, initrd: files.initrd, commandLine: words, tables: ACPITables(machine),
-                identity: SMBIOSTables(
-                    SMBIOSDescription(
-                        name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets,
-                        processor: model.processor,
-                        memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
+                identity: SMBIOSTables(identity(configuration, layout, model, memory)),
                 processors: MPTable(localAPICIDs: layout.localAPICIDs),
                 reserved: machine.pci.map { [$0.reserved] } ?? [])
             return (try loader.load(into: memory, isFresh: true), kernel)
         } catch { throw .boot(error) }
     }
 
-    private static func description(_ layout: NodeLayout, _ slots: [VirtioMMIOSlot]) -> ACPIDescription {
+    static func identity(
+        _ configuration: Configuration, _ layout: NodeLayout, _ model: CPUModel, _ memory: GuestMemory
+    ) -> SMBIOSDescription {
+        SMBIOSDescription(
+            name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets,
+            processor: model.processor, memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })
+    }
+
+    static func description(_ layout: NodeLayout, _ slots: [VirtioMMIOSlot]) -> ACPIDescription {
         var description = ACPIDescription(localAPICIDs: layout.localAPICIDs, virtioDevices: slots)
         description.nodes = layout.nodes
         description.distances = layout.distances
@@ -147,7 +152,7 @@ extension Machine {
 extension Configuration {
     /// A sentence for a user who may have expected something else to boot; nil where there is nothing to say.
     var bootNote: String? {
-        guard kernel == .automatic, let disk = disks.first else { return nil }
+        guard kernel == .automatic, firmware == nil, let disk = disks.first else { return nil }
         // A user who gives the bundled guest its own words wants it (docs/guest.md, "Command line").
         let words = KernelCommandLine(commandLine)
         if ["test=", "bench=", "run=", "crash="].contains(where: { words.hasWord(beginning: $0) }) { return nil }

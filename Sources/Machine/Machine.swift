@@ -70,13 +70,14 @@ public final class Machine: Sendable {
         // KVM before the disks and TAPs: a host without it is left as it was.
         let system = try Self.makeSystem(configuration)
         let files = try BootSource(configuration)
+        let firmware = try configuration.firmware.map { path throws(MachineError) in try Firmware(path, log: log) }
         let pin = InterruptPin()
         let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
         let (devices, disk) = try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted)
         let parts = Board.Parts(
             configuration, system: system, memory: memory, boot: disk ?? files, virtioDevices: devices,
             serial: serial, ending: ending,
-            debugger: debugger, control: control)
+            debugger: debugger, control: control, firmware: firmware)
         let board = try Board(parts, waitsForDebugger: true)
         if board.namesLinux { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
         for slot in board.registry.slots { log.info("\(slot.description)") }

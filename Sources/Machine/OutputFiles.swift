@@ -78,6 +78,7 @@ extension Configuration {
         }
         if case .file(let path) = kernel { files.append(("--kernel", path)) }
         if let initrd { files.append(("--initrd", initrd)) }
+        if let firmware { files.append(("--firmware", firmware)) }
         return files
     }
 }

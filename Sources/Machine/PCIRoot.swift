@@ -20,20 +20,39 @@ final class PCIRoot: Sendable {
     /// - Parameters:
     ///   - endOfMemory: where RAM ends.
     ///   - addressBits: of a guest-physical address.
+    ///   - isForFirmware: firmware assigns the BARs.
     init(
-        _ system: borrowing System, _ machine: borrowing VirtualMachine, endOfMemory: UInt64, addressBits: Int
+        _ system: borrowing System, _ machine: borrowing VirtualMachine, endOfMemory: UInt64, addressBits: Int,
+        isForFirmware: Bool
     ) throws(KVMError) {
-        bridge = PCIHostBridge(windows: Self.windows(endOfMemory: endOfMemory, addressBits: addressBits))
+        bridge = PCIHostBridge(
+            windows: Self.windows(endOfMemory: endOfMemory, addressBits: addressBits, isForFirmware: isForFirmware),
+            isForFirmware: isForFirmware)
         wires = try Wires(system, machine)
     }
 
     /// The windows for BARs: one below 4 GiB, and, where addresses are wide enough, one above RAM.
-    static func windows(endOfMemory: UInt64, addressBits: Int) -> [Range<UInt64>] {
+    ///
+    /// Firmware chooses addresses by its own rules: from 2 GiB, or the end of RAM below 3 GiB, up to the IOAPIC.
+    static func windows(
+        endOfMemory: UInt64, addressBits: Int, isForFirmware: Bool = false
+    ) -> [Range<UInt64>] {
         let limit: UInt64 = 1 << UInt64(min(max(addressBits, 32), 52))
         // Directly behind RAM, where a guest that ignores ACPI's windows puts BARs as well.
         let start = (max(endOfMemory, PhysicalLayout.hole.upperBound) &+ 0x1f_ffff) & ~0x1f_ffff
         let end = min(start &+ (64 << 30), limit)
-        return [PhysicalLayout.pciWindow] + (start < end ? [start..<end] : [])
+        let low: [Range<UInt64>]
+        if isForFirmware {
+            let first = min(max(endOfMemory, 1 << 31), PhysicalLayout.hole.lowerBound)
+            let configuration = PhysicalLayout.pciConfiguration
+            low = [
+                first..<configuration,
+                configuration + PhysicalLayout.pciConfigurationSize..<PhysicalLayout.ioapic,
+            ]
+        } else {
+            low = [PhysicalLayout.pciWindow]
+        }
+        return low + (start < end ? [start..<end] : [])
     }
 
     /// Where the function of a slot is: function 0 of the devices first, as a guest looks for others only then.

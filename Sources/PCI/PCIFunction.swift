@@ -25,11 +25,17 @@ public protocol PCIFunction: AnyObject, Sendable {
 /// The host bridge's own function, 00:00.0, for guests that look for one.
 final class HostBridgeFunction: PCIFunction {
     let name = "host bridge"
-    /// The generic host bridge that QEMU has an identifier for: no operating system has a driver, or a quirk.
-    private let identity = PCIConfigurationSpace(
-        PCIConfigurationSpace.Identity(
-            vendor: 0x1b36, device: 0x0008, revision: 0, classCode: 0x06_0000, subsystemVendor: 0x1af4,
-            subsystem: 0x1100))
+    private let identity: PCIConfigurationSpace
+
+    /// - Parameter isForFirmware: firmware for virtual machines knows by the bridge where BARs may be. It is then that
+    ///   of an Intel 440FX, as in QEMU's machine `pc`; nothing else of this chipset is there. Otherwise it is the
+    ///   generic one that QEMU has an identifier for: no operating system has a driver, or a quirk.
+    init(isForFirmware: Bool) {
+        identity = PCIConfigurationSpace(
+            PCIConfigurationSpace.Identity(
+                vendor: isForFirmware ? 0x8086 : 0x1b36, device: isForFirmware ? 0x1237 : 0x0008,
+                revision: isForFirmware ? 2 : 0, classCode: 0x06_0000, subsystemVendor: 0x1af4, subsystem: 0x1100))
+    }
 
     func readConfiguration(at offset: Int, size: Int) -> UInt32 { identity.read(at: offset, size: size) }
     func writeConfiguration(_ value: UInt32, at offset: Int, size: Int) {}

@@ -32,9 +32,11 @@ public final class PCIHostBridge: Sendable {
     /// CONFIG_ADDRESS of mechanism #1.
     private let configurationAddress = Atomic<UInt32>(0)
 
-    public init(windows: [Range<UInt64>]) {
+    /// - Parameter isForFirmware: the bridge is one that firmware knows.
+    public init(windows: [Range<UInt64>], isForFirmware: Bool = false) {
         self.windows = windows
-        state = Guarded(State(functions: [PCIAddress(device: 0): HostBridgeFunction()]))
+        state = Guarded(
+            State(functions: [PCIAddress(device: 0): HostBridgeFunction(isForFirmware: isForFirmware)]))
     }
 
     // MARK: Functions

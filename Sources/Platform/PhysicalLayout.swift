@@ -57,7 +57,11 @@ public enum PhysicalLayout {
     public static let ioapic: UInt64 = 0xfec0_0000
     public static let localAPIC: UInt64 = 0xfee0_0000
     /// A page in which KVM keeps an identity map, on CPUs without unrestricted guest mode.
-    public static let identityMap: UInt64 = 0xfffb_c000
-    /// Three pages behind it, below a BIOS's place, for its task state segment.
-    public static let taskStateSegment: UInt64 = 0xfffb_d000
+    public static let identityMap: UInt64 = 0xfeff_c000
+    /// Three pages behind it, below the place of firmware, for its task state segment.
+    public static let taskStateSegment: UInt64 = 0xfeff_d000
+    /// Where firmware may be: it ends with this range, which begins behind those pages.
+    public static let firmware: Range<UInt64> = 0xff00_0000..<0x1_0000_0000
+    /// Bytes at the firmware's end that are copied to the end of the first MiB, where a PC has them too.
+    public static let firmwareCopySize: UInt64 = 0x2_0000
 }

@@ -18,6 +18,12 @@ public enum Ports {
     public static let serial: ClosedRange<UInt16> = 0x3f8...0x3ff
     /// PCI configuration mechanism #1: address and data.
     public static let pciConfiguration: ClosedRange<UInt16> = 0xcf8...0xcff
+    /// The reset control register of a machine with firmware.
+    public static let resetControl: UInt16 = 0xcf9
+    /// The firmware's messages for developers.
+    public static let firmwareDebug: UInt16 = 0x402
+    /// The firmware's configuration device: selector, data, and the address for DMA from 0x514 on.
+    public static let firmwareConfiguration: ClosedRange<UInt16> = 0x510...0x51b
     public static let exit: UInt16 = 0x501
     /// The power controller's registers, which follow each other.
     public static let sleepControl: UInt16 = 0x600

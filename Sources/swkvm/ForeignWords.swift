@@ -106,8 +106,8 @@ enum ForeignWords {
         ),
         ("initramfs", .use("--initrd FILE")),
         (
-            "bios pflash firmware L uefi",
-            .unavailable("there is no firmware, --kernel FILE and swkvm run IMAGE boot a kernel directly")
+            "bios pflash L uefi",
+            .use("--firmware FILE", note: "swkvm run IMAGE and --kernel FILE boot a kernel without firmware")
         ),
         (
             "dtb loader option-rom fw_cfg acpitable smbios no-acpi no-hpet",

@@ -8,6 +8,29 @@ internal import Machine
 
 /// `swkvm run --boot list`.
 extension RunCommand {
+    /// Refuses what would have no effect, or another one, on a machine with firmware.
+    func validateFirmware() throws {
+        if boot != nil {
+            throw ValidationError(
+                "the options --boot and --firmware cannot be combined: firmware finds what boots on a disk by itself")
+        }
+        if kernel != nil {
+            throw ValidationError(
+                "the options --kernel and --firmware cannot be combined: firmware boots from a disk; without it, the kernel boots directly"
+            )
+        }
+        if !cmdline.isEmpty || cmdlineRaw != nil || !append.isEmpty {
+            throw ValidationError(
+                "the options --\(!cmdline.isEmpty ? "cmdline" : cmdlineRaw != nil ? "cmdline-raw" : "append") and --firmware cannot be combined: a kernel on a disk gets the command line of its boot loader"
+            )
+        }
+        if discovery == .cmdline {
+            throw ValidationError(
+                "the options --discovery cmdline and --firmware cannot be combined: nothing is added to the command line of a boot loader"
+            )
+        }
+    }
+
     /// Prints the boot menu of the disk that would boot, and boots nothing.
     func listEntries() throws {
         guard let disk = (image ?? self.disk.first)?.disk else { return }

@@ -50,6 +50,8 @@ extension RunCommand {
             "numa", .repeatableValue, reset: { $0.numa = [] }, store: { $0.numa.append(try NodeArgument(parsing: $1)) }),
         Rule("kernel", reset: { $0.kernel = nil }, store: { $0.kernel = $1 }),
         Rule("boot", reset: { $0.boot = nil }, store: { $0.boot = $1 }),
+        Rule(
+            "firmware", reset: { $0.firmware = nil }, store: { $0.firmware = try FirmwareArgument(parsing: $1) }),
         Rule("append", reset: { $0.append = "" }, store: { $0.append = $1 }),
         Rule("initrd", reset: { $0.initrd = nil }, store: { $0.initrd = $1 }),
         Rule("cmdline", reset: { $0.cmdline = "" }, store: { $0.cmdline = $1 }),

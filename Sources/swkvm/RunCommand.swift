@@ -123,6 +123,15 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            """
+            Start this firmware, such as SeaBIOS, instead of a kernel: it boots from the disks. A comma in FILE is written twice.
+            """,
+            valueName: "file"),
+        completion: .file(), transform: FirmwareArgument.init(parsing:))
+    var firmware: FirmwareArgument?
+
+    @Option(
+        help: ArgumentHelp(
             "Add words to the kernel command line, that of --cmdline or of the boot entry.", valueName: "words"))
     var append = ""
 
@@ -362,6 +371,7 @@ struct RunCommand: ParsableCommand {
         if let boot, image == nil, disk.isEmpty {
             throw ValidationError("the option --boot \(boot) requires a disk: swkvm run IMAGE, or --disk PATH")
         }
+        if firmware != nil { try validateFirmware() }
         if cmdlineRaw != nil, !append.isEmpty {
             throw ValidationError("the options --append and --cmdline-raw cannot be combined")
         }
@@ -427,9 +437,10 @@ struct RunCommand: ParsableCommand {
         machine.nodes = numa.map(\.node)
         if let kernel {
             machine.kernel = kernel == Self.bundled ? .bundled : .file(kernel)
-        } else if image != nil || boot != nil {
+        } else if firmware == nil, image != nil || boot != nil {
             machine.kernel = .disk(index: 0, entry: boot == "default" ? nil : boot)
         }
+        machine.firmware = firmware?.path
         machine.initrd = initrd
         machine.appendedWords = append
         machine.uuid = uuid.map(\.uuid) ?? name.map(HostIdentity().uuid(ofMachine:))

@@ -17,6 +17,7 @@ import Testing
         "numa": ["mem=64M,cpus=0", "mem=32M", "cpus=1", "mem=1G,distance=1:20"],
         "kernel": ["vmlinux", "bundled", "./bundled", "a=b", "-"],
         "boot": ["default", "list", "2", "a title", ""], "append": ["quiet", "a=b c", "", "-x"],
+        "firmware": ["bios.bin", "a,,b", "a=b", "a,vars=b", ""],
         "initrd": ["initrd.img"], "cmdline": ["quiet", "test=all root=/dev/vda1", "", "-x", "--mem 1G"],
         "cmdline-raw": ["quiet", "a=b=c"],
         "bus": ["mmio", "pci", "isa"], "discovery": ["acpi", "cmdline", "dtb"],

@@ -47,6 +47,7 @@ import Testing
                     Option("disk", "nbd://host/x"), Option("ssh-key", here + "/id.pub"), Option("metrics", here + "/m"),
                     Option("console", "unix:\(here)/s,,t,log=\(here)/l"), Option("gdb", "unix:\(here)/g"),
                 ])
+        #expect(try options("--firmware", "f,,w") == [Option("firmware", "\(here)/f,,w")])
         #expect(
             try options("--kernel", "bundled", "--gdb", "1234", "--console", "pty") == [
                 Option("kernel", "bundled"), Option("gdb", "1234"), Option("console", "pty"),

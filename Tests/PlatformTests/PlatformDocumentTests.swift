@@ -68,6 +68,7 @@ import Testing
                 address(Layout.ioapic),
                 address(Layout.localAPIC),
                 range(Layout.identityMap, Layout.taskStateSegment + 0x3000),
+                range(Layout.firmware.lowerBound, Layout.firmware.upperBound),
                 "\(address(Layout.hole.upperBound)) –",
             ])
         let text = section("Physical memory").joined(separator: "\n")
@@ -87,9 +88,10 @@ import Testing
                 (Ports.interruptControllers + [Ports.timer]).map(ports).joined(separator: ", ")
                     + ", \(port(Ports.systemControl))",
                 "\(port(Ports.keyboardData)), \(port(Ports.keyboardCommand))",
-                ports(Ports.clock), port(Ports.postCode), ports(Ports.serial), port(Ports.exit),
+                ports(Ports.clock), port(Ports.postCode), ports(Ports.serial),
+                port(Ports.firmwareDebug), port(Ports.exit), ports(Ports.firmwareConfiguration),
                 port(Ports.sleepControl), port(Ports.sleepStatus), port(Ports.powerEvents),
-                ports(Ports.pciConfiguration),
+                ports(Ports.pciConfiguration), port(Ports.resetControl),
             ])
         let text = section("Ports").joined(separator: "\n")
         let reset = "`0x\(String(Ports.resetCommand, radix: 16))`"
@@ -134,6 +136,7 @@ import Testing
             Layout.localAPIC..<Layout.localAPIC + 0x1000,
             Layout.identityMap..<Layout.identityMap + 0x1000,
             Layout.taskStateSegment..<Layout.taskStateSegment + 0x3000,
+            Layout.firmware,
         ].sorted { $0.lowerBound < $1.lowerBound }
         for (place, next) in zip(places, places.dropFirst()) {
             #expect(place.upperBound <= next.lowerBound, "\(address(place.lowerBound)) and \(address(next.lowerBound))")

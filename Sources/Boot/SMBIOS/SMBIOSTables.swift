@@ -9,6 +9,8 @@ public struct SMBIOSTables: Sendable, Equatable {
     /// The guest-physical address of the bytes.
     public let address: UInt64
     public let bytes: [UInt8]
+    /// The structures alone.
+    var structures: [UInt8] { Array(bytes.dropFirst(Self.entryPointSpace)) }
 
     /// Builds the tables.
     /// - Parameters:
