@@ -138,9 +138,9 @@ public struct Inventory: Sendable {
         _ name: MachineName, failure: (InventoryError) -> Failure,
         _ body: (MachineFiles, Definition?) throws(Failure) -> Definition
     ) throws(Failure) {
-        let lock: StartLock
+        let lock: FileLock
         do throws(InventoryError) { lock = try lockStopped(name) } catch { throw failure(error) }
-        let files = lock.files
+        let files = MachineFiles(name, directories)
         let definition = try body(files, try? self.definition(of: name))
         do throws(InventoryError) {
             try write(DefinitionText.text(of: definition), files, replaces: true)
@@ -177,25 +177,13 @@ public struct Inventory: Sendable {
     /// - Throws: `running`, `busy`.
     public func prepareStart(_ name: MachineName) throws(InventoryError) -> StartLock {
         let lock = try lockStopped(name)
+        let files = MachineFiles(name, directories)
         try Directories.create(directories.runtime)
-        try Directories.create(lock.files.runtime)
-        return lock
-    }
-
-    private func lockStopped(_ name: MachineName) throws(InventoryError) -> StartLock {
-        let files = try files(of: name)
-        try Directories.create(files.directory)
-        let lock = try lock(files)
-        // Deleted meanwhile, by the one that had the lock.
-        guard fileStatus(ofPath: files.definition) != nil else {
-            removeTree(files.directory)
-            throw .notDefined(name)
-        }
-        try checkIsStopped(files)
+        try Directories.create(files.runtime)
         return StartLock(files: files, lock: lock)
     }
 
-    /// Held while a machine is started, or gets another definition.
+    /// Held while a machine is started.
     public struct StartLock: ~Copyable {
         public let files: MachineFiles
         private let lock: FileLock
