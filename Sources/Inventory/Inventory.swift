@@ -90,11 +90,7 @@ public struct Inventory: Sendable {
         try Directories.create(directories.definitions)
         try Directories.create(directories.data)
         guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
-        let made = files.directory.withRawCString { unsafe mkdir($0, 0o700) }
-        guard made == 0 || errno == EEXIST else {
-            throw .system(purpose: "create the directory", path: files.directory, .last("mkdir"))
-        }
-        let lock = try lock(files)
+        let lock = try makeDirectory(files)
         // Defined meanwhile, by the one that had the lock.
         guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
         let isRest = fileStatus(ofPath: files.unfinished) != nil
@@ -112,6 +108,28 @@ public struct Inventory: Sendable {
         }
         if isRest { removeContents(files.directory, except: ".unfinished") }
         return UnfinishedLocks(directory: lock, mark: mark)
+    }
+
+    /// Makes a machine's directory and locks it. A ``sweep()`` may take an empty one for a rest, and lock or remove it
+    /// meanwhile, so a lock has to last a fifth of a second to be another verb's.
+    private func makeDirectory(_ files: MachineFiles) throws(InventoryError) -> FileLock {
+        var attempts = 0
+        while true {
+            attempts += 1
+            let made = files.directory.withRawCString { unsafe mkdir($0, 0o700) }
+            guard made == 0 || errno == EEXIST else {
+                throw .system(purpose: "create the directory", path: files.directory, .last("mkdir"))
+            }
+            do throws(InventoryError) {
+                let lock = try lock(files)
+                if lock.isOf(files.directory) { return lock }
+            } catch {
+                guard fileStatus(ofPath: files.directory) == nil || error == .busy(files.name), attempts < 20 else {
+                    throw error
+                }
+                usleep(10_000)
+            }
+        }
     }
 
     /// Replaces a machine's definition, in one step.
@@ -206,13 +224,20 @@ public struct Inventory: Sendable {
         }
     }
 
-    /// Removes what a killed `create` or `delete` has left.
-    /// - Returns: whose.
+    /// Removes what verbs that were killed have left.
+    /// - Returns: the machines whose `create` or `delete` it was.
     public func sweep() -> [MachineName] {
+        sweepDefinitions()
         let names = (try? list(directories.data)) ?? []
         return names.compactMap { try? MachineName($0) }.sorted().filter { name in
             let files = MachineFiles(name, directories)
-            guard fileStatus(ofPath: files.unfinished) != nil, let lock = try? lock(files),
+            let isDefined = fileStatus(ofPath: files.definition) != nil
+            guard fileStatus(ofPath: files.unfinished) != nil else {
+                // Before its first file, or after its last one: nothing to speak of.
+                if !isDefined { removeIfEmpty(files) }
+                return false
+            }
+            guard let lock = try? lock(files),
                 let mark = try? FileLock(FileDescriptor.open(files.unfinished, O_WRONLY))
             else { return false }
             let isRest = fileStatus(ofPath: files.definition) == nil
@@ -226,6 +251,28 @@ public struct Inventory: Sendable {
             _ = consume mark
             _ = consume lock
             return isRest
+        }
+    }
+
+    private func removeIfEmpty(_ files: MachineFiles) {
+        guard (try? list(files.directory)) == [], let lock = try? lock(files),
+            fileStatus(ofPath: files.definition) == nil
+        else { return }
+        _ = files.directory.withRawCString { unsafe rmdir($0) }
+        _ = consume lock
+    }
+
+    /// Removes definitions that were not yet in their place. Who writes one has its machine's directory locked.
+    private func sweepDefinitions() {
+        for entry in (try? list(directories.definitions)) ?? [] where entry.hasPrefix(".") && entry.hasSuffix(".new") {
+            guard let name = try? MachineName(String(entry.dropFirst().dropLast(4))) else { continue }
+            let files = MachineFiles(name, directories)
+            if fileStatus(ofPath: files.directory) == nil {
+                removeName("\(directories.definitions)/\(entry)")
+            } else if let lock = try? lock(files) {
+                removeName("\(directories.definitions)/\(entry)")
+                _ = consume lock
+            }
         }
     }
 

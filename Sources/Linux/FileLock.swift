@@ -18,5 +18,14 @@ public struct FileLock: ~Copyable {
         self.descriptor = descriptor
     }
 
+    /// Indicates whether a path still leads to what is locked: another process may have removed or replaced it before
+    /// it was.
+    public func isOf(_ path: String) -> Bool {
+        var own = stat()
+        guard unsafe fstat(descriptor.rawValue, &own) == 0, let there = fileStatus(ofPath: path, followsLinks: false)
+        else { return false }
+        return own.st_dev == there.st_dev && own.st_ino == there.st_ino
+    }
+
     deinit { _ = flock(descriptor.rawValue, LOCK_UN) }
 }

@@ -102,6 +102,40 @@ import Testing
         #expect(try inventory.names() == [db, web])
     }
 
+    @Test func whatIsOnlyBegunIsRemoved() throws {
+        try create(web)
+        // A create before its first file; definitions that were not put in their place.
+        _ = run("cd '\(directory.path)' && mkdir data/db && echo >definitions/.db.new && echo >definitions/.web.new")
+        let lock = try FileLock(FileDescriptor.open(directory.path + "/data/web", O_RDONLY | O_DIRECTORY))
+        #expect(inventory.sweep() == [])
+        #expect(!exists("data/db") && exists("data/web") && exists("definitions/web.toml"))
+        #expect(exists("definitions/.web.new"), "its writer is at work")
+        _ = consume lock
+        #expect(inventory.sweep() == [])
+        #expect(!exists("definitions/.web.new"))
+        _ = run("cd '\(directory.path)' && echo >definitions/.db.new")
+        #expect(inventory.sweep() == [])
+        #expect(!exists("definitions/.db.new"))
+    }
+
+    /// A verb that looks for rests does not disturb one that has just begun.
+    @Test func sweepsDoNotDisturbACreate() async throws {
+        try create(web)
+        let (inventory, names) = (self.inventory, try (0..<100).map { try MachineName("m\($0)") })
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            group.addTask { for _ in 0..<400 { #expect(inventory.sweep() == []) } }
+            group.addTask {
+                for name in names {
+                    try inventory.create(name, failure: { Failure(inventory: $0) }) { _ throws(Failure) in
+                        Definition()
+                    }
+                }
+            }
+            try await group.waitForAll()
+        }
+        #expect(try inventory.names().count == 101)
+    }
+
     /// Data that nobody calls unfinished is not removed.
     @Test func dataOfAnUndefinedMachineStays() throws {
         try create(web)

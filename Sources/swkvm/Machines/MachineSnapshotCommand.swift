@@ -110,7 +110,7 @@ struct MachineSnapshotCommand: MachineVerb {
 
     private static var now: String {
         let text = date(time(nil))
-        return text.replacing(" ", with: "T")
+        return String(text.map { $0 == " " ? "T" : $0 })
     }
 
     /// In local time.

@@ -19,7 +19,6 @@ import Testing
         ["--log-level", "loud"],
         ["--disk", ""], ["--disk", "a.raw,rw"], ["--disk", "a.raw,queues=0"], ["--disk", "a.raw,queues=65"],
         ["--disk", "a.raw,queues=two"], ["--disk", "a.raw,serial=123456789012345678901"], ["--net", ""],
-        ["--net", "bridge=br0"],
         ["--net", "tap=tap0,create"], ["--net", "tap=tap0,mtu=67"], ["--net", "tap=tap0,mtu=many"], ["--mem"],
         // To the parser of single letters these are requests for help; and what other programs have.
         ["-nographic"], ["-machine", "q35"], ["-hda", "disk.raw"], ["-m", "2G", "-smp", "2", "-kernel", "bzImage"],
