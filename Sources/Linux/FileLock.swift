@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import CLinux
 internal import Glibc
 
 /// A lock on a whole open file or directory (flock(2)) that keeps other users of such locks out, and that ends with the

@@ -36,12 +36,12 @@ internal import Platform
                     "it has \(file.size) bytes, expected a multiple of 4096 from 64 KiB to \(Self.sizes.upperBound >> 20) MiB"
             )
         }
-        // A firmware volume has its signature 40 bytes from its begin (UEFI PI 1.8, volume 3, §3.2.1).
+        // A firmware volume has its signature 40 bytes from its beginning (UEFI PI 1.8, volume 3, §3.2.1).
         guard try file.read(at: 40, count: 4) != Array("_FVH".utf8) else {
             throw .notFirmware(
                 file: path,
                 reason:
-                    "it is UEFI firmware, which needs a chipset that machines of swkvm do not have; expected qboot or SeaBIOS, or omit --firmware"
+                    "it is UEFI firmware, which needs a chipset that machines of swkvm do not have; expected SeaBIOS, or omit --firmware"
             )
         }
         do throws(SystemCallError) {
