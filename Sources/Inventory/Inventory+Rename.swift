@@ -2,7 +2,7 @@
 
 internal import CLinux
 internal import Glibc
-internal import Linux
+public import Linux
 
 /// A machine's new name.
 ///
@@ -89,8 +89,9 @@ extension Inventory {
     }
 }
 
-/// Writes a file beside its place, then puts it there: it has all of its contents, or is as it was.
-func replaceFile(_ path: String, _ bytes: [UInt8]) throws(SystemCallError) {
+/// Writes a file beside its place, then puts it there: it has all of its contents, or is as it was. The file beside it,
+/// with `.new` behind its name, is left if the process is killed.
+public func replaceFile(_ path: String, _ bytes: [UInt8]) throws(SystemCallError) {
     let temporary = path + ".new"
     removeName(temporary)
     do throws(SystemCallError) {

@@ -234,7 +234,7 @@ public struct Inventory: Sendable {
             let isDefined = fileStatus(ofPath: files.definition) != nil
             guard fileStatus(ofPath: files.unfinished) != nil else {
                 // Before its first file, or after its last one: nothing to speak of.
-                if !isDefined { removeIfEmpty(files) }
+                if isDefined { removeBegunRecords(files) } else { removeIfEmpty(files) }
                 return false
             }
             guard let lock = try? lock(files),
@@ -252,6 +252,15 @@ public struct Inventory: Sendable {
             _ = consume lock
             return isRest
         }
+    }
+
+    /// Who writes a record has the directory locked.
+    private func removeBegunRecords(_ files: MachineFiles) {
+        let begun = [files.renaming, files.snapshotting].map { $0 + ".new" }
+        guard begun.contains(where: { fileStatus(ofPath: $0, followsLinks: false) != nil }), let lock = try? lock(files)
+        else { return }
+        for path in begun { removeName(path) }
+        _ = consume lock
     }
 
     private func removeIfEmpty(_ files: MachineFiles) {

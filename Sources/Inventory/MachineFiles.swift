@@ -36,6 +36,8 @@ public struct MachineFiles: Equatable, Sendable {
     var unfinished: String { directory + "/.unfinished" }
     /// Present while the machine gets another name; has what is needed to finish that.
     var renaming: String { directory + "/.renaming" }
+    /// Present while snapshots of the machine's disks are changed; has what is needed to finish or undo that.
+    public var snapshotting: String { directory + "/.snapshot" }
 
     /// The machine's process, nil if it does not run.
     /// - Throws: `runningElsewhere`, `system`.

@@ -105,14 +105,17 @@ import Testing
     @Test func whatIsOnlyBegunIsRemoved() throws {
         try create(web)
         // A create before its first file; definitions that were not put in their place.
-        _ = run("cd '\(directory.path)' && mkdir data/db && echo >definitions/.db.new && echo >definitions/.web.new")
+        _ = run(
+            "cd '\(directory.path)' && mkdir data/db && echo >definitions/.db.new && echo >definitions/.web.new && touch data/web/.snapshot.new data/web/.renaming.new"
+        )
         let lock = try FileLock(FileDescriptor.open(directory.path + "/data/web", O_RDONLY | O_DIRECTORY))
         #expect(inventory.sweep() == [])
         #expect(!exists("data/db") && exists("data/web") && exists("definitions/web.toml"))
-        #expect(exists("definitions/.web.new"), "its writer is at work")
+        #expect(exists("definitions/.web.new") && exists("data/web/.snapshot.new"), "their writer is at work")
         _ = consume lock
         #expect(inventory.sweep() == [])
         #expect(!exists("definitions/.web.new"))
+        #expect(!exists("data/web/.snapshot.new") && !exists("data/web/.renaming.new") && exists("data/web"))
         _ = run("cd '\(directory.path)' && echo >definitions/.db.new")
         #expect(inventory.sweep() == [])
         #expect(!exists("definitions/.db.new"))

@@ -17,7 +17,7 @@ struct MachineSnapshots {
 
     private let files: MachineFiles
     private let disks: [OwnDisk]
-    private var journal: String { files.directory + "/.snapshot" }
+    private var journal: String { files.snapshotting }
 
     /// - Throws: for a machine that has no disk of its own, or one that cannot have snapshots.
     init(_ definition: Definition, _ files: MachineFiles) throws(MachineDiskError) {
@@ -117,19 +117,9 @@ struct MachineSnapshots {
     }
 
     private func begin(_ change: Change, _ name: String) throws(MachineDiskError) {
-        let temporary = journal + ".new"
-        removeName(temporary)
         do throws(SystemCallError) {
-            let file = try FileDescriptor.open(temporary, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600)
-            try file.writeAll("\(change.rawValue)\n\(name)".rawBytes)
-            guard fsync(file.rawValue) == 0 else { throw .last("fsync") }
-            let path = journal
-            let status = temporary.withRawCString { from in path.withRawCString { to in unsafe rename(from, to) } }
-            guard status == 0 else { throw .last("rename") }
-        } catch {
-            removeName(temporary)
-            throw .inventory(.system(purpose: "write", path: journal, error))
-        }
+            try replaceFile(journal, "\(change.rawValue)\n\(name)".rawBytes)
+        } catch { throw .inventory(.system(purpose: "write", path: journal, error)) }
     }
 
     /// Undoes or finishes what was interrupted; the machine is locked, and does not run.
