@@ -20,6 +20,8 @@ struct HostChanges: ~Copyable, Sendable {
     private(set) var tapIndex: Int32 = 0
     /// The TAP's MTU.
     private(set) var mtu = 0
+    /// What a user is to know.
+    private(set) var notes: [String] = []
     /// Another process changes it back.
     private let isDelegated = Atomic<Bool>(false)
 
@@ -65,6 +67,8 @@ struct HostChanges: ~Copyable, Sendable {
             // the bridge.
             changes.append(.master(link))
         }
+        // A port's frames are the bridge's, and a TAP that is there already is its owner's.
+        if found == nil, bridge == nil { notes += [HostIPv6.withoutRouters.apply(to: link.name)].compactMap { $0 } }
         if !link.isUp {
             try netlink.set(link, up: true)
             note(.up(link), found)
@@ -120,7 +124,10 @@ struct HostChanges: ~Copyable, Sendable {
         guard let port else { return nil }
         if port.create, try netlink.link(named: port.name) == nil {
             bridge = port.name
-            return try Bridge.create(port.name, netlink)
+            let created = try Bridge.create(port.name, netlink)
+            // It has no port yet.
+            notes += [HostIPv6.withoutRouters.apply(to: port.name)].compactMap { $0 }
+            return created
         }
         let found = try Bridge.find(port.name, netlink)
         bridge = port.name

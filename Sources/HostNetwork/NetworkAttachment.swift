@@ -145,7 +145,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     ) throws(HostNetworkError) {
         var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
         let tap = try changes.attach(name, to: port, mtu: mtu, queues: queues)
-        let given = changes.mtu, index = changes.tapIndex
+        let given = changes.mtu, index = changes.tapIndex, notes = notes + changes.notes
         let decision = try changes.decide(offload)
         self.init(
             tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes, notes: notes)
@@ -158,11 +158,15 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     ) throws(HostNetworkError) -> NetworkAttachment {
         let own = try NetworkNamespace.current(), other = try NetworkNamespace.named(name)
         try other.enter()
-        defer {
-            // A machine must not go on in the wrong one; it has just had the privilege.
-            do throws(HostNetworkError) { try own.enter() } catch { fatalError(error.description) }
+        var attachment: NetworkAttachment
+        do throws(HostNetworkError) {
+            attachment = try NetworkAttachment(backend, queues: queues, offload: offload)
+        } catch {
+            try own.enter()
+            throw error
         }
-        var attachment = try NetworkAttachment(backend, queues: queues, offload: offload)
+        // A machine must not go on in the wrong one: a failure ends its start.
+        try own.enter()
         attachment.isWatched = false
         return attachment
     }

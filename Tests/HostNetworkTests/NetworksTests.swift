@@ -117,15 +117,25 @@ import Testing
         for text in [
             "", "bridge = br0", "bridge = \"\"", "bridge = \"a b\"", "bridge = \"b\"\nsubnet = \"1.2.3.4\"",
             "bridge = \"b\"\nmtu = \"3\"", "[network]\nbridge = \"b\"",
+            // No room for a guest; larger than any private range; no addresses of hosts.
+            "bridge = \"b\"\nsubnet = \"10.0.0.0/30\"", "bridge = \"b\"\nsubnet = \"0.0.0.0/32\"",
+            "bridge = \"b\"\nsubnet = \"10.0.0.0/7\"", "bridge = \"b\"\nsubnet = \"0.1.0.0/16\"",
+            "bridge = \"b\"\nsubnet = \"127.1.0.0/16\"", "bridge = \"b\"\nsubnet = \"224.0.0.0/8\"",
+            "bridge = \"b\"\nsubnet = \"255.255.255.0/24\"",
         ] { #expect(NetworkDefinition(text: text) == nil, "\(text)") }
     }
 
     @Test func statesAreReadAsTheyAreWritten() throws {
-        for hasSet in [false, true] {
+        let settings = [
+            nil, Forwarding.Settings(acceptsRedirects: false, interfaces: []),
+            Forwarding.Settings(
+                acceptsRedirects: true, interfaces: [try InterfaceName("eth0"), try InterfaceName("eth0.5")]),
+        ]
+        for forwarding in settings {
             let state = NetworkState(
                 bridge: try InterfaceName("swkvm0"), subnet: try #require(Subnet("10.213.0.0/24")),
-                namespace: 4_026_531_840, hasSetForwarding: hasSet)
-            #expect(NetworkState(text: state.text) == state)
+                namespace: 4_026_531_840, forwarding: forwarding)
+            #expect(NetworkState(text: state.text) == state && state.hasSetForwarding == (forwarding != nil))
         }
         for text in [
             "", "bridge swkvm0\n", "bridge swkvm0\nsubnet 10.0.0.0/8\nnamespace x", "a", "bridge a\nsubnet 1/2",
@@ -137,6 +147,14 @@ import Testing
     @Test func namesOfHosts() throws {
         let mac = try MACAddress(parsing: "52:54:00:00:00:02")
         #expect(DNSMasq.host(mac, "web.2_b") == "52:54:00:00:00:02,web-2-b\n")
+        // In dnsmasq's words: no address at all; a lease without an end, or of so many minutes.
+        for name in ["ignore", "infinite", "120", "0", "2h", "45m", "10s", "2d", "1w", "5H"] {
+            #expect(DNSMasq.host(mac, name) == nil, "\(name)")
+        }
+        for name in ["Ignore", "3x", "12ab", "h", "2-h", "ignored"] {
+            #expect(DNSMasq.host(mac, name) == "52:54:00:00:00:02,\(name)\n")
+        }
+        #expect(DNSMasq.hostFile(mac) == "52-54-00-00-00-02")
         #expect(DNSMasq.hostName(String(repeating: "a", count: 64)).count == 63)
         #expect(DNSMasq.user(in: Array("root:x:0:0\ndnsmasq:x:101:65534:\n".utf8)) == "dnsmasq")
         #expect(DNSMasq.user(in: Array("root:x:0:0\nnotdnsmasq:x:1:1\n".utf8)) == "nobody")
@@ -190,14 +208,20 @@ import Testing
             "table \(table) {\n\tchain FORWARD {\n\t\ttype filter hook \(rest)\n\t}\n}\n"
         }
         let accepts = chains("ip mine", "forward priority filter; policy accept;")
-        #expect(FirewallRules.dropper(in: accepts) == nil && FirewallRules.dropper(in: "") == nil)
+        for hook in [FirewallRules.Hook.forward, .input] {
+            #expect(FirewallRules.dropper(in: accepts, at: hook) == nil)
+            #expect(FirewallRules.dropper(in: "", at: hook) == nil)
+        }
         for (table, rest, isFound) in [
             ("ip filter", "forward priority filter; policy drop;", true),
             ("inet firewall", "forward priority 0; policy drop;", true),
             ("ip6 filter", "forward priority filter; policy drop;", false),
             ("ip filter", "input priority filter; policy drop;", false),
         ] {
-            let found = FirewallRules.dropper(in: accepts + chains(table, rest))
+            let text = accepts + chains(table, rest)
+            let found = FirewallRules.dropper(in: text, at: .forward)
+            let isInput = rest.hasPrefix("input")
+            #expect((FirewallRules.dropper(in: text, at: .input) != nil) == isInput, "\(table) \(rest)")
             #expect(found == (isFound ? "chain FORWARD of table \(table)" : nil), "\(table) \(rest)")
         }
     }

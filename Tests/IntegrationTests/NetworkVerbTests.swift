@@ -108,6 +108,106 @@ import Testing
         try host.shell("ip link set \(link) netns \(holder.pid)")
     }
 
+    /// The network's own name server is for its guests, not for whoever has a route to the bridge's address.
+    @Test func neighboursOfTheHostAreNotServed() throws {
+        let neighbour = try Namespace(), guest = try Namespace()
+        try swkvm("network", "start")
+        try host.shell(
+            """
+            ip link add up0 type veth peer name up1
+            ip link set up0 up; ip addr add 203.0.113.1/24 dev up0
+            ip link add port0 type veth peer name port1
+            ip link set port0 master swkvm0; ip link set port0 up
+            """)
+        try move("up1", to: neighbour)
+        try move("port1", to: guest)
+        try neighbour.shell(
+            "ip link set up1 up; ip addr add 203.0.113.9/24 dev up1; ip route add 10.213.0.0/24 via 203.0.113.1")
+        try guest.shell("ip link set port1 up; ip addr add 10.213.0.99/24 dev port1")
+        // A question for the address of `host` (RFC 1035, section 4).
+        let ask = """
+            exec 3<>/dev/udp/10.213.0.1/53
+            printf '\\x12\\x34\\x01\\0\\0\\x01\\0\\0\\0\\0\\0\\0\\x04host\\0\\0\\x01\\0\\x01' >&3
+            timeout 2 head -c 4 <&3 | od -An -tx1
+            """
+        try directory.write(Array(ask.utf8), to: "ask")
+        #expect(try eventually { try guest.shell("bash '\(directory("ask"))'").hasPrefix(" 12 34") })
+        #expect(try neighbour.shell("bash '\(directory("ask"))'") == "")
+        try host.shell("ip link del port0")
+        try swkvm("network", "stop")
+        #expect(try eventually { try isClean() })
+    }
+
+    /// The host does not take addresses and routes from its guests.
+    @Test func guestsAreNoRoutersOfTheHost() throws {
+        func setting(_ name: String) throws -> String {
+            try host.shell("cat /proc/sys/net/ipv6/conf/\(name)").filter(\.isNumber)
+        }
+        guard fileStatus(ofPath: "/proc/sys/net/ipv6") != nil else { return }
+        try swkvm("network", "start")
+        #expect(try setting("swkvm0/disable_ipv6") == "1")
+        #expect(try host.shell("ip -6 addr show dev swkvm0") == "")
+        try swkvm("network", "stop")
+        let alone = try machine(["--net", "tap=alone0"])
+        #expect(try setting("alone0/accept_ra") == "0" && setting("alone0/disable_ipv6") == "0")
+        try end(alone)
+        let bridged = try machine(["--net", "tap=port0,bridge=br0,create"])
+        #expect(try setting("br0/accept_ra") == "0")
+        try end(bridged)
+    }
+
+    /// Switching forwarding on and off changes other settings, in the kernel.
+    @Test func forwardingGoesBackToWhatItWas() throws {
+        let settings = "cat /proc/sys/net/ipv4/conf/all/accept_redirects /proc/sys/net/ipv4/conf/lo/forwarding"
+        try host.shell(
+            "echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects; echo 1 >/proc/sys/net/ipv4/conf/lo/forwarding")
+        try swkvm("network", "start")
+        #expect(try forwarding == "1")
+        try swkvm("network", "stop")
+        #expect(try eventually { try isClean() })
+        #expect(try forwarding == "0")
+        #expect(try host.shell(settings) == "0\n1\n")
+    }
+
+    /// What killed processes have left at other moments.
+    @Test func otherRestsOfKilledProcesses() throws {
+        // Before the first change.
+        _ = try shell("mkdir -p '\(home)/network-run/default/hosts'; touch '\(home)/network-run/default/kept'")
+        #expect(try states == ["default down swkvm0 - -"])
+        #expect(try isClean())
+        // Between creating the bridge and marking it.
+        try swkvm("network", "start")
+        kill(try pid(), SIGKILL)
+        try host.shell("ip link set swkvm0 alias ''")
+        #expect(try eventually { try states == ["default up, kept swkvm0 10.213.0.0/24 0"] })
+        // In another network namespace nothing of it can be repaired.
+        kill(try pid(), SIGKILL)
+        let other = try Namespace()
+        #expect(
+            try eventually {
+                let verb = try program(["network", "list"], in: other)
+                try verb.waitForEnd()
+                return verb.errors.text.contains("was killed in another network namespace")
+            })
+        let start = try program(["network", "start"], in: other)
+        #expect(try start.waitForEnd() == .status(1))
+        // With another bridge in its definition by now.
+        _ = try shell("mkdir -p '\(home)/networks'; echo 'bridge = \"br7\"' >'\(home)/networks/default.toml'")
+        _ = try swkvm("network", "list")
+        #expect(try host.linkNames().contains("swkvm0") && !host.linkNames().contains("br7"))
+        try swkvm("network", "stop")
+        #expect(try eventually { try isClean() })
+        #expect(try shell("stat -c %a '\(home)/network-run.lock'") == "600\n")
+    }
+
+    @Test func aNameThatMeansSomethingToDnsmasq() throws {
+        let machine = try machine(["--name", "ignore", "--net", "nat"])
+        #expect(machine.errors.text.contains("the guest of ignore has no name in its network"), "\(machine.story)")
+        #expect(try machine.ask("net eth0 dhcp").first?.contains("gateway 10.213.0.1") == true, "\(machine.story)")
+        try end(machine)
+        #expect(try eventually { try isClean() })
+    }
+
     @Test func theLastMachineTakesItDown() throws {
         let first = try machine(["--name", "one", "--net", "nat"]),
             second = try machine(["--name", "two", "--net", "nat"])

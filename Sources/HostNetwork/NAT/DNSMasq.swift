@@ -10,16 +10,21 @@ enum DNSMasq {
     static func find() -> String? { HelperProgram.find("dnsmasq") }
 
     /// Its whole configuration: the host's own, in /etc, does not count.
+    ///
+    /// What a guest says of itself counts as little as possible. A client identifier (`dhcp-ignore-clid`) would give it
+    /// a second address for another machine's MAC address, and a name of its own (`dhcp-ignore-names`) one that others
+    /// look for, such as `wpad`. `bind-dynamic` also checks on which interface a request came in: a host's neighbours
+    /// that send to the bridge's address get no answer.
     static func configuration(
         _ files: NetworkFiles, bridge: InterfaceName, subnet: Subnet, user: String
     ) -> String {
         // The first address is the host's, and the last one the broadcast's.
-        let first = subnet.address(2), last = IPv4Address(rawValue: subnet.last.rawValue - 1)
+        let first = subnet.address(2), last = IPv4Address(rawValue: subnet.last.rawValue &- 1)
         return """
             # Written by swkvm for the network \(files.name), at each start of it.
             interface=\(bridge)
             except-interface=lo
-            bind-interfaces
+            bind-dynamic
             user=\(user)
             pid-file=\(files.dnsmasqProcess)
             dhcp-range=\(first),\(last),\(subnet.mask),12h
@@ -27,6 +32,8 @@ enum DNSMasq {
             dhcp-hostsdir=\(files.hosts)
             dhcp-authoritative
             dhcp-no-override
+            dhcp-ignore-clid
+            dhcp-ignore-names
             no-ping
             quiet-dhcp
             no-hosts
@@ -43,7 +50,25 @@ enum DNSMasq {
     }
 
     /// A machine's line in its file: whoever has this address gets this name.
-    static func host(_ mac: MACAddress, _ name: String) -> String { "\(mac),\(hostName(name))\n" }
+    /// - Returns: nil for a name that means something else to dnsmasq in such a line.
+    static func host(_ mac: MACAddress, _ name: String) -> String? {
+        let label = hostName(name)
+        return isKeyword(label) ? nil : "\(mac),\(label)\n"
+    }
+
+    /// The name of that file: two machines may have names that become one here.
+    static func hostFile(_ mac: MACAddress) -> String {
+        String(mac.description.map { $0 == ":" ? "-" : $0 })
+    }
+
+    /// Whether a word of a line for a host is an instruction, or the time that an address is given for (dnsmasq(8),
+    /// `dhcp-host`).
+    private static func isKeyword(_ label: String) -> Bool {
+        if label == "ignore" || label == "infinite" { return true }
+        let rest = label.utf8.drop { (0x30...0x39).contains($0) }
+        return rest.isEmpty
+            || rest.count == 1 && rest.count < label.utf8.count && "smhdw".utf8.contains(rest.first! | 0x20)
+    }
 
     /// A machine's name as a name of a host (RFC 952): a dot would begin a domain.
     static func hostName(_ name: String) -> String {

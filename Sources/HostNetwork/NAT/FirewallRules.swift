@@ -38,17 +38,26 @@ struct FirewallRules {
         "table ip \(table(of: name))\ndelete table ip \(table(of: name))\n"
     }
 
-    /// A chain of another table that drops by default what is forwarded, and so also what this table accepts; nil if
-    /// there is none.
+    /// What a packet of a guest comes through.
+    enum Hook: String {
+        /// To the host itself: DHCP and DNS.
+        case input
+        /// To others.
+        case forward
+    }
+
+    /// A chain of another table that drops by default what comes through a hook, and so also what this table accepts;
+    /// nil if there is none.
     /// - Parameter chains: what `nft list chains` prints.
-    static func dropper(in chains: String) -> String? {
+    static func dropper(in chains: String, at hook: Hook) -> String? {
         var table = "", chain = ""
         for line in chains.split(separator: "\n") {
             let words = line.split { $0 == " " || $0 == "\t" }
             switch words.first {
             case "table" where words.count > 2: table = words[1...2].joined(separator: " ")
             case "chain" where words.count > 1: chain = String(words[1])
-            case "type" where words.contains("forward") && words.suffix(2).elementsEqual(["policy", "drop;"]):
+            case "type"
+            where words.contains(Substring(hook.rawValue)) && words.suffix(2).elementsEqual(["policy", "drop;"]):
                 // Those of IPv6 and of bridges are no concern of an IPv4 packet.
                 if table.hasPrefix("ip ") || table.hasPrefix("inet ") { return "chain \(chain) of table \(table)" }
             default: break

@@ -23,6 +23,14 @@ public struct NetworkDefinition: Equatable, Sendable {
     /// Bits of a network's prefix: room for the host's address and some guests, up to the largest private range.
     public static let possibleLengths = 8...29
 
+    /// Whether a range can be a network's: of a possible size, and of addresses that hosts have (RFC 6890).
+    static func isUsable(_ subnet: Subnet) -> Bool {
+        let others = [(0, 8), (127, 8), (224, 3)].map { (first: UInt32, length: Int) in
+            Subnet(of: IPv4Address(rawValue: first << 24), length: length)
+        }
+        return possibleLengths.contains(subnet.length) && !others.contains { $0.overlaps(subnet) }
+    }
+
     /// Whether a bridge's name can be in the texts for nft and dnsmasq: letters, digits, `-`, `_` and `.`.
     static func isUsable(_ bridge: InterfaceName) -> Bool {
         bridge.text.utf8.allSatisfy { byte in
@@ -54,7 +62,7 @@ public struct NetworkDefinition: Equatable, Sendable {
             switch parts[0].filter({ $0 != " " && $0 != "\t" }) {
             case "bridge=": bridge = try? InterfaceName(String(parts[1]))
             case "subnet=":
-                guard let subnet = Subnet(parts[1]) else { return nil }
+                guard let subnet = Subnet(parts[1]), Self.isUsable(subnet) else { return nil }
                 self.subnet = subnet
             default: return nil
             }

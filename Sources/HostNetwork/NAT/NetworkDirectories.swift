@@ -16,6 +16,10 @@ public struct NetworkDirectories: Equatable, Sendable {
     public let data: String
     public let runtime: String
 
+    /// The file whose lock keeps others from bringing networks up and taking them down. Nobody else can open it: who
+    /// can open a file can lock it.
+    var lock: String { runtime + ".lock" }
+
     public init(definitions: String, data: String, runtime: String) {
         (self.definitions, self.data, self.runtime) = (definitions, data, runtime)
     }

@@ -24,6 +24,10 @@ public enum NetworkError: Error, Equatable, CustomStringConvertible {
     case bridgeTaken(NetworkName, InterfaceName)
     /// Up in a network namespace that this process does not see.
     case elsewhere(NetworkName, process: Int32)
+    /// What a killed process has left is in a network namespace that this process is not in.
+    case leftElsewhere(NetworkName)
+    /// A machine's name that dnsmasq takes for something else.
+    case notAHostName(String)
     case inUse(NetworkName, ports: [InterfaceName])
     case isUp(NetworkName)
     case notUp(NetworkName)
@@ -47,7 +51,7 @@ public enum NetworkError: Error, Equatable, CustomStringConvertible {
         case .badDefinition(let path):
             "\(path.printable) is no definition of a network: expected the lines bridge = \"NAME\" and, if wanted, subnet = \"ADDRESS/BITS\""
         case .badSubnet(let text):
-            "'\(text.printable)' is not a network's range of addresses; expected an IPv4 address and \(NetworkDefinition.possibleLengths.lowerBound) to \(NetworkDefinition.possibleLengths.upperBound) bits, such as 10.20.30.0/24"
+            "'\(text.printable)' is not a range of addresses for hosts; expected an IPv4 address and \(NetworkDefinition.possibleLengths.lowerBound) to \(NetworkDefinition.possibleLengths.upperBound) bits, such as 10.20.30.0/24"
         case .badBridge(let name):
             "'\(name)' cannot be the bridge of a network: use letters, digits, '-', '_' and '.'"
         case .notPermitted(let name):
@@ -63,6 +67,10 @@ public enum NetworkError: Error, Equatable, CustomStringConvertible {
             "the interface \(bridge) is there and does not belong to the network \(name): remove it with `ip link del \(bridge)`, or define a network with another --bridge"
         case .elsewhere(let name, let process):
             "the network \(name) is up in another network namespace (process \(process)): stop it there first"
+        case .leftElsewhere(let name):
+            "the process of the network \(name) was killed in another network namespace: run `swkvm network list` there, which repairs it or removes what is left"
+        case .notAHostName(let name):
+            "the guest of \(name.printable) has no name in its network: dnsmasq takes it for an instruction; rename the machine to have one"
         case .inUse(let name, let ports):
             "the network \(name) is in use (\(ports.map(\.text).joined(separator: ", "))): stop its machines first; `swkvm list` shows them"
         case .isUp(let name): "the network \(name) is up; `swkvm network stop \(name)` takes it down"

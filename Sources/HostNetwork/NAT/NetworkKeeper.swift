@@ -101,7 +101,7 @@ public struct NetworkKeeper: ~Copyable {
         guard let lock = try? NetworksLock(files.directories) else { return false }
         guard !isNeeded else { return false }
         // As the file has it now: another network may have left something to this one.
-        NetworkSetUp.takeDown(files, NetworkState(of: files) ?? state)
+        NetworkSetUp.takeDown(files, NetworkState(of: files) ?? state, server: server)
         process.removeName()
         _ = files.runtime.withRawCString { unsafe rmdir($0) }
         _ = consume lock

@@ -34,13 +34,11 @@ struct NetworkSetUp {
         ]
         do throws(NetworkError) {
             try Self.write(state.text, to: files.state)
-            bridgeIndex = try start.makeBridge(files).index
+            let bridge: Link
+            (bridge, report) = try start.makeBridge(files, report)
+            bridgeIndex = bridge.index
             try Self.applyRules(FirewallRules(name: files.name, bridge: state.bridge, subnet: state.subnet), files)
-            if let dropper = Self.dropper {
-                report.append(
-                    "the firewall of this host drops what is forwarded by default (\(dropper)): accept packets from and to \(state.bridge) there, or guests reach the host only"
-                )
-            }
+            report += Self.droppers(state.bridge)
             let user = DNSMasq.user(in: (try? readFile("/etc/passwd", limit: 1 << 20)) ?? [])
             try Self.write(
                 DNSMasq.configuration(files, bridge: state.bridge, subnet: state.subnet, user: user),
@@ -49,9 +47,9 @@ struct NetworkSetUp {
             // Last: what fails before changes nothing of the whole host.
             if !Forwarding.isOn {
                 // First the note, then the change: a process killed in between leaves what is harmless.
-                state.hasSetForwarding = true
+                state.forwarding = Forwarding.settings
                 try Self.write(state.text, to: files.state)
-                try Forwarding.set(true)
+                try Forwarding.switchOn()
                 report.append("IPv4 forwarding of the host was switched on")
             }
         } catch {
@@ -72,14 +70,19 @@ struct NetworkSetUp {
 
         init(_ files: NetworkFiles, _ definition: NetworkDefinition) throws(HostNetworkError) {
             let netlink = try RouteNetlink()
-            found = try netlink.link(named: definition.bridge)
-            if let found, found.kind != "bridge" || found.alias != NetworkSetUp.alias(of: files.name) {
-                throw .nat(.bridgeTaken(files.name, definition.bridge))
-            }
-            if let found { isInUse = try !netlink.ports(of: found.index).isEmpty } else { isInUse = false }
-            // What a killed process has left is used again, as machines may be there.
+            // What a killed process has left is used again, as machines may be there; also after a change of the
+            // definition.
             let previous = NetworkState(of: files).flatMap {
-                $0.namespace == NetworkState.currentNamespace && $0.bridge == definition.bridge ? $0 : nil
+                $0.namespace == NetworkState.currentNamespace ? $0 : nil
+            }
+            let bridge = previous?.bridge ?? definition.bridge
+            found = try netlink.link(named: bridge)
+            if let found { isInUse = try !netlink.ports(of: found.index).isEmpty } else { isInUse = false }
+            if let found, found.kind != "bridge" || found.alias != NetworkSetUp.alias(of: files.name) {
+                // A process that was killed between creating and marking it has left one without a port.
+                guard previous != nil, found.kind == "bridge", found.alias.isEmpty, !isInUse else {
+                    throw .nat(.bridgeTaken(files.name, bridge))
+                }
             }
             let subnet: Subnet
             if found != nil, let previous {
@@ -90,13 +93,15 @@ struct NetworkSetUp {
                 } catch { throw .nat(error) }
             }
             state = NetworkState(
-                bridge: definition.bridge, subnet: subnet, namespace: NetworkState.currentNamespace,
-                hasSetForwarding: previous?.hasSetForwarding ?? false)
+                bridge: bridge, subnet: subnet, namespace: NetworkState.currentNamespace,
+                forwarding: previous?.forwarding)
         }
 
-        func makeBridge(_ files: NetworkFiles) throws(NetworkError) -> Link {
+        /// - Parameter report: what a user is to know so far.
+        func makeBridge(_ files: NetworkFiles, _ report: [String]) throws(NetworkError) -> (Link, [String]) {
             do throws(HostNetworkError) {
-                return try NetworkSetUp.makeBridge(found, state, files, RouteNetlink())
+                let (link, note) = try NetworkSetUp.makeBridge(found, state, files, RouteNetlink())
+                return (link, report + [note].compactMap { $0 })
             } catch { throw .host(error.description) }
         }
     }
@@ -128,13 +133,12 @@ struct NetworkSetUp {
 
     private static func makeBridge(
         _ found: Link?, _ state: NetworkState, _ files: NetworkFiles, _ netlink: borrowing RouteNetlink
-    ) throws(HostNetworkError) -> Link {
-        if found == nil {
-            try netlink.createLink(state.bridge, kind: "bridge", address: .random())
-            guard let link = try netlink.link(named: state.bridge) else { throw .bridgeMissing(state.bridge) }
-            try netlink.set(link, alias: alias(of: files.name))
-        }
+    ) throws(HostNetworkError) -> (Link, note: String?) {
+        if found == nil { try netlink.createLink(state.bridge, kind: "bridge", address: .random()) }
         guard let link = try netlink.link(named: state.bridge) else { throw .bridgeMissing(state.bridge) }
+        if link.alias.isEmpty { try netlink.set(link, alias: alias(of: files.name)) }
+        // The network has no IPv6, and so no rules for it.
+        let note = HostIPv6.off.apply(to: state.bridge)
         let bytes = state.gateway.bytes
         do throws(HostNetworkError) {
             try netlink.add(
@@ -142,7 +146,7 @@ struct NetworkSetUp {
                 prefixLength: UInt8(clamping: state.subnet.length))
         } catch { guard found != nil, error.errno == EEXIST else { throw error } }
         try netlink.set(link, up: true)
-        return link
+        return (link, note)
     }
 
     // MARK: nft
@@ -160,13 +164,20 @@ struct NetworkSetUp {
         throw .programFailed("nft", line)
     }
 
-    /// A chain of the host that would drop what guests send.
-    private static var dropper: String? {
-        guard let program = HelperProgram.find("nft") else { return nil }
+    /// Sentences about chains of the host that drop what guests send.
+    private static func droppers(_ bridge: InterfaceName) -> [String] {
+        guard let program = HelperProgram.find("nft") else { return [] }
         // What a program prints is read from its standard error.
         let words = ["sh", "-c", "exec \"$0\" list chains >&2", program]
-        guard let (status, text) = try? result("/bin/sh", words), status == 0 else { return nil }
-        return FirewallRules.dropper(in: text)
+        guard let (status, text) = try? result("/bin/sh", words), status == 0 else { return [] }
+        return [
+            FirewallRules.dropper(in: text, at: .forward).map { chain in
+                "the firewall of this host drops what is forwarded by default (\(chain)): accept packets from and to \(bridge) there, or guests reach the host only"
+            },
+            FirewallRules.dropper(in: text, at: .input).map { chain in
+                "the firewall of this host drops what comes in by default (\(chain)): accept UDP ports 67 and 53 and TCP port 53 from \(bridge) there, or guests get no address"
+            },
+        ].compactMap { $0 }
     }
 
     private static func result(
@@ -215,10 +226,11 @@ struct NetworkSetUp {
         return pid_t(String(decoding: bytes.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self))
     }
 
-    /// Ends the network's dnsmasq, whoever has started it. The number in its file may be another process's by now, so
-    /// its command line counts.
-    static func stopServer(_ files: NetworkFiles) {
-        guard let number = serverNumber(files), number > 1 else { return }
+    /// Ends the network's dnsmasq. Of one that another process has started, the number is in its file, which may be
+    /// another process's by now, so its command line counts.
+    /// - Parameter child: the one that this process has started; 0 if there is none.
+    static func stopServer(_ files: NetworkFiles, child: pid_t = 0) {
+        guard let number = child > 0 ? child : serverNumber(files), number > 1 else { return }
         let descriptor = clinux_pidfd_open(number)
         guard descriptor >= 0 else { return }
         let process = FileDescriptor(owning: descriptor)
@@ -231,67 +243,69 @@ struct NetworkSetUp {
             if unsafe poll(&entry, 1, 5_000) > 0 { break }
         }
         // If it is a child of this process.
-        _ = waitpid(number, nil, WNOHANG)
+        _ = waitpid(number, nil, child > 0 ? 0 : WNOHANG)
     }
 
     // MARK: The end
 
     /// Reverts everything. Failures are not reported: what is not there is removed already.
+    /// - Parameter server: the dnsmasq that this process has started; 0 if there is none.
     /// - Returns: what a user is to know.
-    @discardableResult static func takeDown(_ files: NetworkFiles, _ state: NetworkState) -> [String] {
+    @discardableResult static func takeDown(
+        _ files: NetworkFiles, _ state: NetworkState, server: pid_t = 0
+    ) -> [String] {
         var report: [String] = []
-        stopServer(files)
+        stopServer(files, child: server)
         let isHere = state.namespace == NetworkState.currentNamespace
         if isHere {
             if (try? write(FirewallRules.removal(of: files.name), to: files.rules)) != nil { try? nft(files.rules) }
             if let netlink = try? RouteNetlink() {
-                if let bridge = try? netlink.link(named: state.bridge), bridge.alias == alias(of: files.name) {
+                if let bridge = try? netlink.link(named: state.bridge), isOurs(bridge, files, netlink) {
                     try? netlink.delete(bridge)
                 }
-                if state.hasSetForwarding, let links = try? netlink.links(), !isAnotherUp(files) {
+                if let forwarding = state.forwarding, let links = try? netlink.links(),
+                    !isAnotherUp(files, taking: forwarding)
+                {
                     if Forwarding.mayBeNeeded(links, besides: state.bridge) {
                         report.append("IPv4 forwarding stays on: other interfaces may need it")
                     } else {
-                        try? Forwarding.set(false)
+                        Forwarding.switchOff(restoring: forwarding)
                     }
                 }
             }
         }
-        for host in names(in: files.hosts) { removeName(files.hosts + "/" + host) }
-        _ = files.hosts.withRawCString { unsafe rmdir($0) }
-        for file in [
-            files.rules, files.dnsmasqConfiguration, files.dnsmasqProcess, files.dnsmasqErrors, files.kept,
-            files.state,
-        ] { removeName(file) }
+        removeFiles(files)
         return report
     }
 
+    /// Whether a bridge that a state names is the network's: it is marked, or its maker was killed before that.
+    private static func isOurs(_ bridge: Link, _ files: NetworkFiles, _ netlink: borrowing RouteNetlink) -> Bool {
+        if bridge.alias == alias(of: files.name) { return true }
+        return bridge.kind == "bridge" && bridge.alias.isEmpty
+            && (try? netlink.ports(of: bridge.index))?.isEmpty == true
+    }
+
+    /// Removes what is in a network's run-time directory but the process file, the state last.
+    static func removeFiles(_ files: NetworkFiles) {
+        for host in directoryNames(files.hosts) { removeName(files.hosts + "/" + host) }
+        _ = files.hosts.withRawCString { unsafe rmdir($0) }
+        let others = directoryNames(files.runtime).map { files.runtime + "/" + $0 }
+        for file in others where file != files.process && file != files.state { removeName(file) }
+        removeName(files.state)
+    }
+
     /// Whether another network needs what this one has switched on; it takes that over.
-    private static func isAnotherUp(_ files: NetworkFiles) -> Bool {
-        for name in names(in: files.directories.runtime) where name != files.name.text {
+    private static func isAnotherUp(_ files: NetworkFiles, taking forwarding: Forwarding.Settings) -> Bool {
+        for name in directoryNames(files.directories.runtime) where name != files.name.text {
             guard let name = try? NetworkName(name) else { continue }
             let other = NetworkFiles(name: name, directories: files.directories)
             guard var state = NetworkState(of: other), state.namespace == NetworkState.currentNamespace else {
                 continue
             }
-            state.hasSetForwarding = true
+            state.forwarding = state.forwarding ?? forwarding
             if (try? write(state.text, to: other.state)) != nil { return true }
         }
         return false
-    }
-
-    /// The names in a directory; none where there is no directory.
-    static func names(in path: String) -> [String] {
-        guard let stream = path.withRawCString({ unsafe opendir($0) }) else { return [] }
-        defer { unsafe closedir(stream) }
-        var names: [String] = []
-        // The entry is valid until the next call, and its name ends with a zero.
-        while let entry = unsafe readdir(stream) {
-            let bytes = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { unsafe Array($0.prefix { $0 != 0 }) }
-            let name = String(raw: bytes)
-            if name != ".", name != ".." { names.append(name) }
-        }
-        return names.sorted()
     }
 
     /// Writes a file beside its place, then puts it there.

@@ -11,18 +11,26 @@ public struct NetworkState: Equatable, Sendable {
     public let subnet: Subnet
     /// The inode of the network namespace.
     let namespace: UInt64
-    /// IPv4 forwarding was off before.
-    public internal(set) var hasSetForwarding = false
+    /// What was there before IPv4 forwarding was switched on; nil if it was on.
+    var forwarding: Forwarding.Settings?
 
-    public init(bridge: InterfaceName, subnet: Subnet, namespace: UInt64, hasSetForwarding: Bool = false) {
+    /// IPv4 forwarding was off before.
+    public var hasSetForwarding: Bool { forwarding != nil }
+
+    init(bridge: InterfaceName, subnet: Subnet, namespace: UInt64, forwarding: Forwarding.Settings? = nil) {
         self.bridge = bridge
         self.subnet = subnet
         self.namespace = namespace
-        self.hasSetForwarding = hasSetForwarding
+        self.forwarding = forwarding
     }
 
     var text: String {
-        "bridge \(bridge)\nsubnet \(subnet)\nnamespace \(namespace)\n" + (hasSetForwarding ? "forwarding set\n" : "")
+        var text = "bridge \(bridge)\nsubnet \(subnet)\nnamespace \(namespace)\n"
+        if let forwarding {
+            text += "redirects \(forwarding.acceptsRedirects ? 1 : 0)\n"
+            for interface in forwarding.interfaces { text += "forwards \(interface)\n" }
+        }
+        return text
     }
 
     /// - Returns: nil for a text that no state has.
@@ -35,7 +43,10 @@ public struct NetworkState: Equatable, Sendable {
             case "bridge": bridge = try? InterfaceName(String(words[1]))
             case "subnet": subnet = Subnet(words[1])
             case "namespace": namespace = UInt64(words[1])
-            case "forwarding": hasSetForwarding = true
+            case "redirects": forwarding = Forwarding.Settings(acceptsRedirects: words[1] == "1", interfaces: [])
+            case "forwards":
+                guard let name = try? InterfaceName(String(words[1])) else { return nil }
+                forwarding?.interfaces.append(name)
             default: return nil
             }
         }
@@ -54,17 +65,55 @@ public struct NetworkState: Equatable, Sendable {
     /// The inode of this process's network namespace.
     static var currentNamespace: UInt64 { fileStatus(ofPath: "/proc/self/ns/net").map { UInt64($0.st_ino) } ?? 0 }
 
+    /// Whether something that this process sees is in the network namespace with an inode: a process, or a name
+    /// (ip-netns(8)).
+    static func isInUse(namespace: UInt64) -> Bool {
+        let processes = directoryNames("/proc").filter { Int32($0) != nil }.map { "/proc/\($0)/ns/net" }
+        let named = directoryNames("/run/netns").map { "/run/netns/\($0)" }
+        return (processes + named).contains { fileStatus(ofPath: $0).map { UInt64($0.st_ino) } == namespace }
+    }
+
     /// The host's address.
     public var gateway: IPv4Address { subnet.address(1) }
 }
 
 /// IPv4 forwarding of the whole network namespace.
 enum Forwarding {
-    private static let file = "/proc/sys/net/ipv4/ip_forward"
+    /// What the kernel changes besides, when forwarding is switched on and off (Linux, `ip-sysctl`, ip_forward).
+    struct Settings: Equatable, Sendable {
+        /// `conf/all/accept_redirects`.
+        var acceptsRedirects: Bool
+        /// Those that forward although forwarding is off for others.
+        var interfaces: [InterfaceName]
+    }
 
-    static var isOn: Bool { (try? readFile(file, limit: 64))?.first == UInt8(ascii: "1") }
+    private static let directory = "/proc/sys/net/ipv4"
+    private static let file = directory + "/ip_forward"
 
-    static func set(_ on: Bool) throws(NetworkError) {
+    private static func isOn(_ file: String) -> Bool { (try? readFile(file, limit: 64))?.first == UInt8(ascii: "1") }
+
+    static var isOn: Bool { isOn(file) }
+
+    private static func path(_ interface: InterfaceName) -> String { "\(directory)/conf/\(interface)/forwarding" }
+
+    static var settings: Settings {
+        Settings(
+            acceptsRedirects: isOn(directory + "/conf/all/accept_redirects"),
+            interfaces: directoryNames(directory + "/conf").filter { $0 != "all" && $0 != "default" }
+                .map { InterfaceName(fromKernel: $0) }.filter { isOn(path($0)) })
+    }
+
+    static func switchOn() throws(NetworkError) { try write(file, true) }
+
+    /// Switches it off, and brings back what was there before.
+    static func switchOff(restoring settings: Settings) {
+        // What is not there any more needs nothing.
+        guard (try? write(file, false)) != nil else { return }
+        try? write(directory + "/conf/all/accept_redirects", settings.acceptsRedirects)
+        for interface in settings.interfaces { try? write(path(interface), true) }
+    }
+
+    private static func write(_ file: String, _ on: Bool) throws(NetworkError) {
         do throws(SystemCallError) {
             try FileDescriptor.open(file, O_WRONLY).writeAll([UInt8(ascii: on ? "1" : "0")])
         } catch { throw .system(purpose: "write", path: file, error) }

@@ -25,7 +25,7 @@ public struct Networks: Sendable {
 
     /// All that are defined, and `default`.
     public func names() -> [NetworkName] {
-        let defined = NetworkSetUp.names(in: directories.definitions).compactMap { file in
+        let defined = directoryNames(directories.definitions).compactMap { file in
             file.hasSuffix(".toml") ? try? NetworkName(String(file.dropLast(5))) : nil
         }
         return Set(defined + [.standard]).sorted()
@@ -54,7 +54,7 @@ public struct Networks: Sendable {
         _ name: NetworkName, bridge: InterfaceName?, subnet: Subnet?
     ) throws(NetworkError) -> NetworkDefinition {
         try checkUser(name)
-        if let subnet, !NetworkDefinition.possibleLengths.contains(subnet.length) {
+        if let subnet, !NetworkDefinition.isUsable(subnet) {
             throw .badSubnet(subnet.description)
         }
         if let bridge, !NetworkDefinition.isUsable(bridge) { throw .badBridge(bridge) }
@@ -141,14 +141,14 @@ public struct Networks: Sendable {
     public func start(_ name: NetworkName) throws(NetworkError) -> [String] {
         let lock = try prepare(name)
         // From before its process looks for machines the first time.
-        let isUp = process(of: name) != nil
+        let isUp = process(of: name) != nil, wasKept = fileStatus(ofPath: files(of: name).kept) != nil
         try NetworkSetUp.write("", to: files(of: name).kept)
         do throws(NetworkError) {
             let report = try bringUp(name).report
             _ = consume lock
             return isUp ? ["the network \(name) is up already, and now stays up without machines"] : report
         } catch {
-            removeName(files(of: name).kept)
+            if !wasKept { removeName(files(of: name).kept) }
             removeEmpty(files(of: name))
             throw error
         }
@@ -163,9 +163,10 @@ public struct Networks: Sendable {
             throw .elsewhere(name, process: status.process ?? 0)
         }
         guard status.ports.isEmpty else { throw .inUse(name, ports: status.ports) }
-        removeName(files(of: name).kept)
+        let files = files(of: name)
+        removeName(files.kept)
         do throws(SystemCallError) {
-            guard let process = try ProcessFile.owner(files(of: name).process) else { return }
+            guard let process = try ProcessFile.owner(files.process) else { return }
             try process.send(signal: SIGTERM)
             guard process.waitForEnd(milliseconds: 30_000) else {
                 // A machine has come meanwhile.
@@ -173,7 +174,8 @@ public struct Networks: Sendable {
             }
         } catch {
             guard error.errno != ESRCH else { return }
-            throw .system(purpose: "end the process of", path: files(of: name).process, error)
+            if status.isKept { try NetworkSetUp.write("", to: files.kept) }
+            throw .system(purpose: "end the process of", path: files.process, error)
         }
     }
 
@@ -199,11 +201,12 @@ public struct Networks: Sendable {
         return Membership(state, report, lock)
     }
 
-    /// Gives a machine's guest a name in a network.
+    /// Gives a machine's guest a name in a network; a few names cannot be one there.
     public func register(_ mac: MACAddress, _ host: String, in name: NetworkName) throws(NetworkError) {
         let files = files(of: name)
+        guard let line = DNSMasq.host(mac, host) else { throw .notAHostName(host) }
         try NetworkSetUp.write(
-            DNSMasq.host(mac, host), to: "\(files.hosts)/\(DNSMasq.hostName(host))", place: files.runtime + "/host.new")
+            line, to: "\(files.hosts)/\(DNSMasq.hostFile(mac))", place: files.runtime + "/host.new")
     }
 
     /// Repairs networks whose process was killed: one that machines use, or that is to stay up, gets another process;
@@ -211,16 +214,25 @@ public struct Networks: Sendable {
     /// - Returns: what a user is to know.
     public func repair() -> [String] {
         guard geteuid() == 0 else { return [] }
-        let broken = NetworkSetUp.names(in: directories.runtime).compactMap { try? NetworkName($0) }.filter { name in
-            process(of: name) == nil && fileStatus(ofPath: files(of: name).state) != nil
+        let broken = directoryNames(directories.runtime).compactMap { try? NetworkName($0) }.filter { name in
+            process(of: name) == nil
         }
         guard !broken.isEmpty, let lock = try? NetworksLock(directories) else { return [] }
         var report: [String] = []
         for name in broken {
             let files = files(of: name)
-            guard process(of: name) == nil, let state = NetworkState(of: files) else { continue }
+            guard process(of: name) == nil else { continue }
+            guard let state = NetworkState(of: files) else {
+                // A start that was killed before its first change.
+                NetworkSetUp.removeFiles(files)
+                removeName(files.process)
+                _ = files.runtime.withRawCString { unsafe rmdir($0) }
+                continue
+            }
             let isHere = state.namespace == NetworkState.currentNamespace
-            if isHere, isUsed(state) || fileStatus(ofPath: files.kept) != nil {
+            if !isHere, NetworkState.isInUse(namespace: state.namespace) {
+                report.append(NetworkError.leftElsewhere(name).description)
+            } else if isHere, isUsed(state) || fileStatus(ofPath: files.kept) != nil {
                 do throws(NetworkError) { report += try bringUp(name).report } catch {
                     report.append("the network \(name) could not be repaired: \(error)")
                 }
@@ -282,6 +294,11 @@ public struct Networks: Sendable {
             }
             return (before, [])
         }
+        if let before, before.namespace != NetworkState.currentNamespace,
+            NetworkState.isInUse(namespace: before.namespace)
+        {
+            throw .leftElsewhere(name)
+        }
         let program = "/proc/self/exe"
         let result: (status: Int32?, text: String)
         do throws(SystemCallError) {
@@ -306,12 +323,11 @@ struct NetworksLock: ~Copyable {
     init(_ directories: NetworkDirectories) throws(NetworkError) {
         for _ in 0..<12_000 {
             do throws(SystemCallError) {
-                lock = try FileLock(FileDescriptor.open(directories.runtime, O_RDONLY | O_DIRECTORY | O_NOFOLLOW))
+                lock = try FileLock(
+                    FileDescriptor.open(directories.lock, O_RDWR | O_CREAT | O_NOFOLLOW, mode: 0o600))
                 return
             } catch {
-                guard error.errno == EWOULDBLOCK else {
-                    throw .system(purpose: "lock", path: directories.runtime, error)
-                }
+                guard error.errno == EWOULDBLOCK else { throw .system(purpose: "lock", path: directories.lock, error) }
             }
             usleep(5_000)
         }
