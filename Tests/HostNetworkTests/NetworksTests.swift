@@ -139,6 +139,7 @@ import Testing
         }
         for text in [
             "", "bridge swkvm0\n", "bridge swkvm0\nsubnet 10.0.0.0/8\nnamespace x", "a", "bridge a\nsubnet 1/2",
+            "bridge swkvm0\nsubnet 10.0.0.0/31\nnamespace 3",
         ] {
             #expect(NetworkState(text: text) == nil, "\(text)")
         }
@@ -146,18 +147,48 @@ import Testing
 
     @Test func namesOfHosts() throws {
         let mac = try MACAddress(parsing: "52:54:00:00:00:02")
-        #expect(DNSMasq.host(mac, "web.2_b") == "52:54:00:00:00:02,web-2-b\n")
+        let address = IPv4Address("10.213.0.200")
+        #expect(DNSMasq.host(mac, address, "web.2_b") == "52:54:00:00:00:02,10.213.0.200,web-2-b\n")
         // In dnsmasq's words: no address at all; a lease without an end, or of so many minutes.
         for name in ["ignore", "infinite", "120", "0", "2h", "45m", "10s", "2d", "1w", "5H"] {
-            #expect(DNSMasq.host(mac, name) == nil, "\(name)")
+            #expect(DNSMasq.host(mac, address, name) == "52:54:00:00:00:02,10.213.0.200\n", "\(name)")
         }
         for name in ["Ignore", "3x", "12ab", "h", "2-h", "ignored"] {
-            #expect(DNSMasq.host(mac, name) == "52:54:00:00:00:02,\(name)\n")
+            #expect(DNSMasq.host(mac, nil, name) == "52:54:00:00:00:02,\(name)\n")
         }
         #expect(DNSMasq.hostFile(mac) == "52-54-00-00-00-02")
         #expect(DNSMasq.hostName(String(repeating: "a", count: 64)).count == 63)
         #expect(DNSMasq.user(in: Array("root:x:0:0\ndnsmasq:x:101:65534:\n".utf8)) == "dnsmasq")
         #expect(DNSMasq.user(in: Array("root:x:0:0\nnotdnsmasq:x:1:1\n".utf8)) == "nobody")
+    }
+
+    @Test func addressesOfMachines() throws {
+        let subnet = try #require(Subnet("10.20.30.0/29"))
+        #expect("\(DNSMasq.fixedRange(of: subnet))" == "10.20.30.4...10.20.30.6")
+        let largest = try #require(Subnet("10.0.0.0/8"))
+        #expect("\(DNSMasq.dynamicRange(of: largest))" == "10.0.0.2...10.127.255.255")
+        #expect("\(DNSMasq.fixedRange(of: largest))" == "10.128.0.0...10.255.255.254")
+        // Three machines get the three addresses, the fourth none; each gets its own again.
+        var lines: [String] = [], addresses: [IPv4Address?] = []
+        for number in 1...4 {
+            let mac = try MACAddress(parsing: "52:54:00:00:00:0\(number)")
+            let address = DNSMasq.address(for: mac, in: subnet, [], lines: lines)
+            #expect(
+                DNSMasq.address(for: mac, in: subnet, [], lines: lines + [DNSMasq.host(mac, address, "a")]) == address)
+            lines.append(DNSMasq.host(mac, address, "m\(number)"))
+            addresses.append(address)
+        }
+        #expect(Set(addresses.compactMap { $0?.description }) == ["10.20.30.4", "10.20.30.5", "10.20.30.6"])
+        #expect(addresses[3] == nil)
+        // A lease of its own comes first; one of another machine is not given away.
+        let mac = try MACAddress(parsing: "52:54:00:00:00:09"), other = try MACAddress(parsing: "52:54:00:00:00:08")
+        let lease = Lease(end: nil, mac: mac, address: try #require(IPv4Address("10.20.30.2")), host: nil)
+        #expect(DNSMasq.address(for: mac, in: subnet, [lease], lines: lines) == lease.address)
+        for last in [4, 5, 6] as [UInt32] {
+            let taken = Lease(end: nil, mac: other, address: subnet.address(last), host: nil)
+            #expect(DNSMasq.address(for: mac, in: subnet, [taken], lines: []) != taken.address)
+        }
+        #expect(DNSMasq.address(for: mac, in: subnet, [], lines: ["", ",", "junk\n", "a,b,c,d"]) != nil)
     }
 
     /// dnsmasq itself finds nothing wrong.
@@ -168,7 +199,7 @@ import Testing
         let text = DNSMasq.configuration(
             try files(), bridge: try InterfaceName("swkvm0"), subnet: try #require(Subnet("10.20.30.0/29")),
             user: "root")
-        #expect(text.contains("dhcp-range=10.20.30.2,10.20.30.6,255.255.255.248,12h\n"))
+        #expect(text.contains("dhcp-range=10.20.30.2,10.20.30.3,255.255.255.248,12h\n"))
         try FileDescriptor.open(path, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600).writeAll(text.utf8)
         let result = try HelperProgram.run(program, ["dnsmasq", "--test", "--conf-file=\(path)"], patience: 20)
         #expect(result.status == 0, "\(result.text)")

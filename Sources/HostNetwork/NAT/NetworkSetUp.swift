@@ -125,7 +125,7 @@ struct NetworkSetUp {
         }
         let last = (try? readFile(files.chosenSubnet, limit: 64)).flatMap {
             Subnet(String(decoding: $0.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self))
-        }
+        }.flatMap { NetworkDefinition.isUsable($0) ? $0 : nil }
         let servers = Passt.nameServers(
             of: String(decoding: (try? readFile("/etc/resolv.conf", limit: 64 << 10)) ?? [], as: UTF8.self))
         return try AddressChoice.choose(after: last, used, servers: servers.compactMap { IPv4Address($0) })

@@ -50,7 +50,7 @@ public struct NetworkState: Equatable, Sendable {
             default: return nil
             }
         }
-        guard let bridge, let subnet, let namespace else { return nil }
+        guard let bridge, let subnet, NetworkDefinition.isUsable(subnet), let namespace else { return nil }
         (self.bridge, self.subnet, self.namespace) = (bridge, subnet, namespace)
     }
 

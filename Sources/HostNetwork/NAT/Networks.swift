@@ -201,12 +201,20 @@ public struct Networks: Sendable {
         return Membership(state, report, lock)
     }
 
-    /// Gives a machine's guest a name in a network; a few names cannot be one there.
+    /// Gives a machine's guest an address and a name in a network that is up; a few names cannot be one there.
     public func register(_ mac: MACAddress, _ host: String, in name: NetworkName) throws(NetworkError) {
         let files = files(of: name)
-        guard let line = DNSMasq.host(mac, host) else { throw .notAHostName(host) }
+        let lock = try NetworksLock(directories)
+        guard let state = NetworkState(of: files) else { throw .notUp(name) }
+        let lines = directoryNames(files.hosts).compactMap { file in
+            (try? readFile(files.hosts + "/" + file, limit: 256)).map { String(decoding: $0, as: UTF8.self) }
+        }
+        let address = DNSMasq.address(for: mac, in: state.subnet, try leases(of: name), lines: lines)
         try NetworkSetUp.write(
-            line, to: "\(files.hosts)/\(DNSMasq.hostFile(mac))", place: files.runtime + "/host.new")
+            DNSMasq.host(mac, address, host), to: "\(files.hosts)/\(DNSMasq.hostFile(mac))",
+            place: files.runtime + "/host.new")
+        _ = consume lock
+        if DNSMasq.isKeyword(DNSMasq.hostName(host)) { throw .notAHostName(host) }
     }
 
     /// Repairs networks whose process was killed: one that machines use, or that is to stay up, gets another process;
