@@ -101,6 +101,8 @@ public struct Networks: Sendable {
         public let process: Int32?
         /// Indicates whether it stays up without machines.
         public let isKept: Bool
+        /// The bridge that it has; after a change of the definition, the new one from its next start on.
+        public var bridge: InterfaceName { state?.bridge ?? definition.bridge }
         /// The interfaces of machines; empty if they are not visible from here.
         public let ports: [InterfaceName]
     }

@@ -55,7 +55,7 @@ struct NetworkCommand: ParsableCommand {
             if json { return print(JSON.array(states.map(\.json))) }
             let rows = states.map { status in
                 [
-                    "\(status.name)", status.word, "\(status.definition.bridge)",
+                    "\(status.name)", status.word, "\(status.bridge)",
                     status.subnet.map { "\($0)" } ?? "-", status.state == nil ? "-" : "\(status.ports.count)",
                 ]
             }
@@ -78,7 +78,7 @@ struct NetworkCommand: ParsableCommand {
             let status = try attempt { () throws(NetworkError) in try networks.status(of: name) }
             if json { return print(status.json) }
             let rows = [
-                ("name", "\(name)"), ("state", status.word), ("bridge", "\(status.definition.bridge)"),
+                ("name", "\(name)"), ("state", status.word), ("bridge", "\(status.bridge)"),
                 ("addresses", status.subnet.map { "\($0)" } ?? "chosen at the start"),
                 ("host", status.state.map { "\($0.gateway)" }), ("process", status.process.map { "\($0)" }),
                 ("forwarding", status.state.map { $0.hasSetForwarding ? "switched on by this network" : "was on" }),
