@@ -242,7 +242,7 @@ extension Networks.Status {
     var json: JSON {
         .object([
             ("name", .string("\(name)")), ("state", .string(state == nil ? "down" : "up")), ("kept", .bool(isKept)),
-            ("bridge", .string("\(definition.bridge)")), ("subnet", subnet.map { .string("\($0)") }),
+            ("bridge", .string("\(bridge)")), ("subnet", subnet.map { .string("\($0)") }),
             ("host", state.map { .string("\($0.gateway)") }), ("process", process.map { .number(UInt64($0)) }),
             ("set-forwarding", state.map { .bool($0.hasSetForwarding) }),
             ("ports", .array(ports.map { .string($0.text) })),
