@@ -2,7 +2,7 @@
 
 internal import CLinux
 internal import Glibc
-public import Linux
+internal import Linux
 
 /// A machine's new name.
 ///
@@ -83,25 +83,8 @@ extension Inventory {
         /// Writes it in one step.
         func write(to files: MachineFiles) throws(InventoryError) {
             do throws(SystemCallError) {
-                try replaceFile(files.renaming, "\(old)\n\(new)\n\(text)".rawBytes)
+                try writeFile(files.renaming, "\(old)\n\(new)\n\(text)".rawBytes)
             } catch { throw .system(purpose: "write", path: files.renaming, error) }
         }
-    }
-}
-
-/// Writes a file beside its place, then puts it there: it has all of its contents, or is as it was. The file beside it,
-/// with `.new` behind its name, is left if the process is killed.
-public func replaceFile(_ path: String, _ bytes: [UInt8]) throws(SystemCallError) {
-    let temporary = path + ".new"
-    removeName(temporary)
-    do throws(SystemCallError) {
-        let file = try FileDescriptor.open(temporary, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600)
-        try file.writeAll(bytes)
-        guard fsync(file.rawValue) == 0 else { throw .last("fsync") }
-        let status = temporary.withRawCString { from in path.withRawCString { to in unsafe rename(from, to) } }
-        guard status == 0 else { throw .last("rename") }
-    } catch {
-        removeName(temporary)
-        throw error
     }
 }

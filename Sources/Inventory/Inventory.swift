@@ -215,7 +215,7 @@ public struct Inventory: Sendable {
     /// Finishes what a killed `rename` has begun.
     /// - Returns: the old and the new names.
     public func finishRenames() -> [(old: MachineName, new: MachineName)] {
-        ((try? list(directories.data)) ?? []).compactMap { try? MachineName($0) }.sorted().compactMap { name in
+        ((try? list(directories.data)) ?? []).compactMap { try? MachineName($0) }.compactMap { name in
             let files = MachineFiles(name, directories)
             guard fileStatus(ofPath: files.renaming) != nil, let lock = try? lock(files) else { return nil }
             let names = try? finishRename(in: files)
@@ -229,7 +229,7 @@ public struct Inventory: Sendable {
     public func sweep() -> [MachineName] {
         sweepDefinitions()
         let names = (try? list(directories.data)) ?? []
-        return names.compactMap { try? MachineName($0) }.sorted().filter { name in
+        return names.compactMap { try? MachineName($0) }.filter { name in
             let files = MachineFiles(name, directories)
             let isDefined = fileStatus(ofPath: files.definition) != nil
             guard fileStatus(ofPath: files.unfinished) != nil else {
@@ -299,24 +299,12 @@ public struct Inventory: Sendable {
         }
     }
 
-    /// Writes a definition beside its place, then puts it there.
+    /// Writes a definition in one step.
     func write(_ text: String, _ files: MachineFiles, replaces: Bool) throws(InventoryError) {
-        let new = "\(directories.definitions)/.\(files.name).new"
         do throws(SystemCallError) {
-            removeName(new)
-            let file = try FileDescriptor.open(new, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600)
-            do throws(SystemCallError) {
-                try file.writeAll(text.rawBytes)
-                guard fsync(file.rawValue) == 0 else { throw .last("fsync") }
-                let status = new.withRawCString { from in
-                    files.definition.withRawCString { to in unsafe replaces ? Glibc.rename(from, to) : link(from, to) }
-                }
-                guard status == 0 else { throw .last(replaces ? "rename" : "link") }
-            } catch {
-                removeName(new)
-                throw error
-            }
-            if !replaces { removeName(new) }
+            try writeFile(
+                files.definition, text.rawBytes, replaces: replaces,
+                temporary: "\(directories.definitions)/.\(files.name).new")
         } catch { throw .system(purpose: "write", path: files.definition, error) }
     }
 
@@ -333,20 +321,10 @@ public struct Inventory: Sendable {
 
     /// The names in a directory; none where there is no directory.
     func list(_ path: String) throws(InventoryError) -> [String] {
-        guard let stream = path.withRawCString({ unsafe opendir($0) }) else {
-            let error = SystemCallError.last("opendir")
+        do throws(SystemCallError) { return try namesInDirectory(path) } catch {
             guard error.errno == ENOENT else { throw .system(purpose: "read the directory", path: path, error) }
             return []
         }
-        defer { unsafe closedir(stream) }
-        var names: [String] = []
-        // The entry is valid until the next call, and its name ends with a zero.
-        while let entry = unsafe readdir(stream) {
-            let bytes = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { unsafe Array($0.prefix { $0 != 0 }) }
-            let name = String(raw: bytes)
-            if name != ".", name != ".." { names.append(name) }
-        }
-        return names
     }
 
     /// Removes a directory and everything in it; links are not followed. What cannot be removed stays.

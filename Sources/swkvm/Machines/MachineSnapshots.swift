@@ -118,7 +118,7 @@ struct MachineSnapshots {
 
     private func begin(_ change: Change, _ name: String) throws(MachineDiskError) {
         do throws(SystemCallError) {
-            try replaceFile(journal, "\(change.rawValue)\n\(name)".rawBytes)
+            try writeFile(journal, "\(change.rawValue)\n\(name)".rawBytes)
         } catch { throw .inventory(.system(purpose: "write", path: journal, error)) }
     }
 
