@@ -15,11 +15,11 @@ import Testing
 
     /// A leg whose emulator is a script, and what it does before it starts the emulator. A host has a second for its
     /// boot, and for each case a second more than its limit.
-    private func leg(_ script: String, preparation: String = "", hasClock: Bool = false) throws -> String {
+    private func leg(_ script: String, preparation: String = "", settings: String = "") throws -> String {
         try directory.write(Array(script.utf8), to: "emulator")
         let leg = """
             title=Script emulator=sh kernels= archives= slowness=1 noise='^$'
-            limits='--boot 1 --silence 1' \(hasClock ? "clock=/dev/null" : "")
+            limits='--boot 1 --silence 1' \(settings)
             emulate() {
                 \(preparation)
                 exec "${console[@]}" sh '\(directory("emulator"))' "$1"
@@ -29,8 +29,8 @@ import Testing
     }
 
     /// The runner with such a leg.
-    private func runner(_ script: String, preparation: String = "", hasClock: Bool = false) throws -> Program {
-        try Program([Self.path, try leg(script, preparation: preparation, hasClock: hasClock)])
+    private func runner(_ script: String, preparation: String = "", settings: String = "") throws -> Program {
+        try Program([Self.path, try leg(script, preparation: preparation, settings: settings)])
     }
 
     /// An emulator that only SIGKILL ends.
@@ -146,6 +146,24 @@ import Testing
         #expect(runner.output.lines.last?.contains("3 passed, 0 failed") == true)
     }
 
+    /// A leg may allow some cases a second run, over restarts of its host too.
+    @Test func casesThatWereRunASecondTimeAreCounted() throws {
+        let runner = try runner(
+            """
+            case $1 in
+                *repeats=1*from=b*) echo '# begin b limit 1'; echo 'ok 2 - b'; echo 1..2 ;;
+                *repeats=2*)
+                    echo '# begin a limit 1'; echo '# repeated a, which failed'; echo 'ok 1 - a'
+                    echo '# begin b limit 1' ;;
+                *) echo "not ok - told $1" ;;
+            esac
+            """, settings: "repeats=2")
+        try runner.expectEnd(0)
+        #expect(runner.output.lines.contains("# repeated a, which failed"))
+        #expect(runner.output.lines.contains("# cases that were run a second time: 1"))
+        #expect(runner.output.lines.last?.contains("2 passed, 0 failed") == true)
+    }
+
     /// What a program draws on a screen is one line of a megabyte for a reader of lines.
     @Test func aLongLineOfEscapeSequencesIsRead() throws {
         let runner = try runner(
@@ -175,7 +193,7 @@ import Testing
     @Test func anEmulatorGetsTheSecondsThatItHad() throws {
         let runner = try runner(
             "echo '# begin a limit 3'; read -r first; read -r second; echo \"ok 1 - $((second - first))\"; echo 1..1",
-            hasClock: true)
+            settings: "clock=/dev/null")
         try runner.expectEnd(0)
         #expect(runner.output.lines.contains("ok 1 - 1"))
     }
