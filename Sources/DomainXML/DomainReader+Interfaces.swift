@@ -86,7 +86,7 @@ extension DomainReader {
         }
     }
 
-    /// Ports to which at most so many of a guest's lead.
+    /// Of a `portForward`, so that a short document makes no long definition.
     private static let maximumPorts = 256
 
     private func ports(_ forward: Element) throws(DomainError) -> [String] {
@@ -103,8 +103,9 @@ extension DomainReader {
             let end = range.take("end").flatMap { UInt16($0) } ?? start
             let to = range.take("to").flatMap { UInt16($0) } ?? start
             range.take("exclude", "no")
-            guard end >= start, Int(end - start) < Self.maximumPorts, Int(to) + Int(end - start) <= 65_535 else {
-                throw .unsupported(path: range.path, "expected a range of at most \(Self.maximumPorts) ports")
+            guard end >= start, ports.count + Int(end - start) < Self.maximumPorts, Int(to) + Int(end - start) <= 65_535
+            else {
+                throw .unsupported(path: range.path, "expected at most \(Self.maximumPorts) ports, in ascending ranges")
             }
             for offset in 0...(end - start) { ports.append("\(host)\(start + offset):\(to + offset)\(kind)") }
         }

@@ -107,6 +107,9 @@ extension DomainReader {
             add("numa", "mem=\(Self.size(memory)),cpus=\(Self.range("0-\(count - 1)"))\(everywhere)")
             return
         }
+        let own = Dictionary(
+            (tune?.children ?? []).filter { $0.name == "memnode" }.map { ($0.value("cellid") ?? "", $0) }
+        ) { first, _ in first }
         for (index, cell) in cells.enumerated() {
             guard (cell.take("id") ?? "\(index)") == "\(index)" else {
                 throw .unsupported(path: cell.path, "nodes are numbered in their order here, from 0")
@@ -114,8 +117,7 @@ extension DomainReader {
             let size = try Self.bytes(cell.take("memory") ?? "", unit: cell.take("unit") ?? "KiB", cell.path)
             var words = "mem=\(Self.size(size))"
             for range in Self.ranges(cell.take("cpus") ?? "") { words += ",cpus=\(range)" }
-            let own = tune?.children.first { $0.name == "memnode" && $0.value("cellid") == "\(index)" }
-            if let own {
+            if let own = own["\(index)"] {
                 _ = own.take("cellid")
                 words += policy(own)
             } else {

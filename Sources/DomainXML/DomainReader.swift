@@ -68,20 +68,17 @@ struct DomainReader {
         var rest: [Domain.Note] = []
         collect(root, &rest)
         var merged: [Domain.Note] = []
-        let all = notes + rest
-        var seen: Set<String> = []
-        for note in all {
-            guard note.kind == .ignored else {
+        // Where the first note of a kind is among the merged ones, and how many there are.
+        var kinds: [String: (place: Int, count: Int)] = [:]
+        for note in notes + rest {
+            let path = Self.withoutNumbers(note.path), kind = path + "\n" + note.reason
+            guard note.kind == .ignored, let (place, count) = kinds[kind] else {
+                if note.kind == .ignored { kinds[kind] = (merged.count, 1) }
                 merged.append(note)
                 continue
             }
-            let kind = Self.withoutNumbers(note.path)
-            guard seen.insert(kind + "\n" + note.reason).inserted else { continue }
-            let same = all.filter {
-                $0.kind == .ignored && $0.reason == note.reason && Self.withoutNumbers($0.path) == kind
-            }
-            let path = same.count == 1 ? note.path : "\(kind) (\(same.count) times)"
-            merged.append(.init(kind: .ignored, path: path, reason: note.reason))
+            kinds[kind] = (place, count + 1)
+            merged[place] = .init(kind: .ignored, path: "\(path) (\(count + 1) times)", reason: note.reason)
         }
         return merged
     }
@@ -116,12 +113,20 @@ struct DomainReader {
             let part = metadata.children.first(where: { $0.namespace == Domain.namespace && $0.name == "machine" })
         else { return nil }
         part.isUsed = true
-        return OwnPart(element: part)
+        return OwnPart(part)
     }
 
     /// What is only swkvm's.
     struct OwnPart {
         let element: Element
+        /// The first one for each option and number.
+        private let words: [[String?]: Element]
+
+        init(_ element: Element) {
+            self.element = element
+            let all = element.children.filter { $0.name == "words" && $0.namespace == Domain.namespace }
+            words = Dictionary(all.map { ([$0.value("option"), $0.value("number")], $0) }) { first, _ in first }
+        }
 
         func all(of name: String) -> [Element] {
             let found = element.children.filter { $0.name == name && $0.namespace == Domain.namespace }
@@ -131,13 +136,16 @@ struct DomainReader {
 
         /// Indicates whether what boots is said here.
         var decidesBoot: Bool {
-            element.children.contains { $0.name == "option" && ["kernel", "boot"].contains($0.value("name")) }
+            element.children.contains { child in
+                child.name == "option" && Definition.bootOptions.contains(child.value("name") ?? "")
+            }
         }
 
         /// The words of the option that are in no element of libvirt's.
         /// - Parameter number: of the option among those of its name, from 1.
         func words(_ option: String, _ number: Int) -> String? {
-            let found = all(of: "words").first { $0.value("option") == option && $0.value("number") == "\(number)" }
+            let found = words[[option, "\(number)"]]
+            found?.isUsed = true
             for name in ["option", "number"] { _ = found?.take(name) }
             return found?.take("value")
         }
@@ -220,6 +228,7 @@ struct DomainReader {
             _ = boot.take("dev")
         }
         let kernel = os.first("kernel")?.text ?? ""
+        if kernel.isEmpty, readFirmware(os) { return }
         if !kernel.isEmpty {
             add("kernel", kernel)
             if let initrd = os.first("initrd")?.text, !initrd.isEmpty { add("initrd", initrd) }
@@ -227,14 +236,31 @@ struct DomainReader {
             add("boot", "default")
         }
         if !kernel.isEmpty || !hasDisk, let words = os.first("cmdline")?.text, !words.isEmpty { add("cmdline", words) }
+        let reason =
+            kernel.isEmpty
+            ? "swkvm boots the files of the disk without firmware" : "swkvm starts the kernel without firmware"
         if let loader = os.children.first(where: { $0.name == "loader" })
             ?? os.children.first(where: { $0.name == "bios" })
         {
-            ignore(loader, nil, "swkvm boots the files of the disk without firmware")
+            ignore(loader, nil, reason)
         }
-        if let firmware = os.value("firmware") {
-            ignore(os, "firmware", "\(firmware): swkvm boots the files of the disk without firmware")
-        }
+        if let firmware = os.value("firmware") { ignore(os, "firmware", "\(firmware): \(reason)") }
+    }
+
+    /// Reads firmware that is a ROM, such as SeaBIOS. What is in a flash device is UEFI firmware, which does not run
+    /// here.
+    private mutating func readFirmware(_ os: Element) -> Bool {
+        guard let loader = os.children.first(where: { $0.name == "loader" }), loader.value("type") ?? "rom" == "rom",
+            !loader.word.isEmpty
+        else { return false }
+        loader.isUsed = true
+        _ = loader.take("type")
+        // A ROM is always read-only, and there is no system management mode.
+        loader.take("readonly", "yes")
+        loader.take("secure", "no")
+        os.first("bios")?.take("useserial", "yes")
+        add("firmware", loader.word.commaDoubled)
+        return true
     }
 
     private mutating func readEntropy(_ devices: Element) throws(DomainError) {

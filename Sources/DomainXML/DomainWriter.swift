@@ -20,8 +20,8 @@ public struct DomainWriter {
 
     /// Options that have elements; `disk` and `net` have several, with words of their own.
     private static let known = [
-        "uuid", "hugepages", "prealloc", "shared", "numa", "bus", "kernel", "boot", "initrd", "cmdline", "rng",
-        "console", "on-reboot",
+        "uuid", "hugepages", "prealloc", "shared", "numa", "bus", "firmware", "kernel", "boot", "initrd", "cmdline",
+        "rng", "console", "on-reboot",
     ]
 
     /// The document.
@@ -97,8 +97,7 @@ public struct DomainWriter {
     }
 
     private func otherOptions() -> [Element] {
-        let isBundled = !definition.has("kernel") && !definition.has("boot")
-        let bundled = isBundled ? [part("option", [("name", "kernel"), ("value", "bundled")])] : []
+        let bundled = !definition.statesWhatBoots ? [part("option", [("name", "kernel"), ("value", "bundled")])] : []
         let expressed = Set(Self.known).subtracting(excluded).union(["cpus", "mem", "disk", "net"])
         return definition.options.filter { !expressed.contains($0.name) }.map { option in
             part("option", [("name", option.name), ("value", option.value)])
@@ -122,7 +121,10 @@ public struct DomainWriter {
     private var boot: Element {
         let machine = value("bus") == "pci" ? "q35" : "microvm"
         var parts = [Element("type", [("arch", "x86_64"), ("machine", machine)], text: "hvm")]
-        if let kernel = value("kernel"), kernel != "bundled" {
+        if let firmware = value("firmware") {
+            var list = OptionList(firmware)
+            parts.append(Element("loader", [("type", "rom")], text: list.takeFirst()))
+        } else if let kernel = value("kernel"), kernel != "bundled" {
             parts.append(Element("kernel", text: kernel))
             if let initrd = value("initrd") { parts.append(Element("initrd", text: initrd)) }
             if let words = value("cmdline"), !words.isEmpty { parts.append(Element("cmdline", text: words)) }

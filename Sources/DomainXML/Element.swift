@@ -20,6 +20,10 @@ public final class Element {
     private(set) var text: String
     /// The element that this one is in, which owns it.
     private(set) weak var parent: Element?
+    /// The position among the parent's children of this name, from 1.
+    private var number = 1
+    /// How many children of a name there are.
+    private var counts: [String: Int] = [:]
     var isUsed = false
 
     init(
@@ -37,6 +41,8 @@ public final class Element {
 
     func add(_ child: Element) {
         child.parent = self
+        child.number = counts[child.qualifiedName, default: 0] + 1
+        counts[child.qualifiedName] = child.number
         children.append(child)
     }
 
@@ -96,9 +102,8 @@ public final class Element {
         var names: [String] = []
         var element: Element? = self
         while let current = element, let parent = current.parent {
-            let same = parent.children.filter { $0.qualifiedName == current.qualifiedName }
-            let number = same.firstIndex { $0 === current }.map { $0 + 1 } ?? 1
-            names.append(same.count > 1 ? "\(current.qualifiedName)[\(number)]" : current.qualifiedName)
+            let name = current.qualifiedName
+            names.append(parent.counts[name] ?? 1 > 1 ? "\(name)[\(current.number)]" : name)
             element = parent
         }
         return names.reversed().joined(separator: "/")

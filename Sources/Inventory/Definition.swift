@@ -29,6 +29,12 @@ public struct Definition: Equatable, Sendable {
     /// The last value of an option, which is the one that counts.
     public func value(of name: String) -> String? { values(of: name).last }
 
+    /// Options that say what boots.
+    public static let bootOptions = ["firmware", "kernel", "boot"]
+
+    /// Indicates whether one of the options says what boots: otherwise it is the bundled guest.
+    public var statesWhatBoots: Bool { Self.bootOptions.contains(where: has) }
+
     public func has(_ name: String) -> Bool { options.contains { $0.name == name } }
 
     /// Replaces all values of an option by one, or adds it.

@@ -22,8 +22,7 @@ extension Inventory {
     /// Replaces the definition of a machine, which may run and keeps then what it was started with.
     public func change(_ name: MachineName, _ body: (Definition) -> Definition) throws(InventoryError) {
         let files = try files(of: name)
-        try Directories.create(files.directory)
-        let lock = try lock(files)
+        let lock = try lockDefined(files)
         let after = body(try definition(of: name))
         try write(DefinitionText.text(of: after), files, replaces: true)
         _ = consume lock
@@ -37,14 +36,25 @@ extension Inventory {
     /// - Throws: `notDefined`, `running`, `busy`.
     func lockStopped(_ name: MachineName) throws(InventoryError) -> FileLock {
         let files = try files(of: name)
+        let lock = try lockDefined(files)
+        try checkIsStopped(files)
+        return lock
+    }
+
+    /// Locks the directory of a machine that was defined a moment ago, and creates it if there is none.
+    private func lockDefined(_ files: MachineFiles) throws(InventoryError) -> FileLock {
         try Directories.create(files.directory)
         let lock = try lock(files)
+        // The directory of a machine that is being renamed has its new name before the definition has.
+        if try list(files.directory).isEmpty, isBeingRenamed(files.name) {
+            removeTree(files.directory)
+            throw .busy(files.name)
+        }
         // Deleted or renamed meanwhile, by the one that had the lock.
         guard fileStatus(ofPath: files.definition) != nil else {
             removeTree(files.directory)
-            throw .notDefined(name)
+            throw .notDefined(files.name)
         }
-        try checkIsStopped(files)
         return lock
     }
 }

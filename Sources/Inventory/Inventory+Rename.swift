@@ -58,6 +58,14 @@ extension Inventory {
         return (journal.old, journal.new)
     }
 
+    /// Indicates whether a machine's directory has another name already, and its definition may still be there.
+    func isBeingRenamed(_ name: MachineName) -> Bool {
+        ((try? list(directories.data)) ?? []).contains { entry in
+            guard let new = try? MachineName(entry), new != name else { return false }
+            return Journal(MachineFiles(new, directories))?.old == name
+        }
+    }
+
     private func clinux_rename_path(_ from: String, _ to: String) -> Bool {
         from.withRawCString { from in to.withRawCString { to in unsafe clinux_rename_new(from, to) == 0 } }
     }

@@ -171,7 +171,12 @@ public struct Inventory: Sendable {
         let files = try files(of: name)
         let lock: FileLock?
         // A machine without a directory of its own has nothing that could be locked.
-        if fileStatus(ofPath: files.directory) == nil { lock = nil } else { lock = try self.lock(files) }
+        if fileStatus(ofPath: files.directory) == nil {
+            guard !isBeingRenamed(name) else { throw .busy(name) }
+            lock = nil
+        } else {
+            lock = try self.lock(files)
+        }
         try checkIsStopped(files)
         if lock != nil {
             do throws(SystemCallError) {

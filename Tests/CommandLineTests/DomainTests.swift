@@ -75,6 +75,13 @@ struct DomainTests {
             notes: [
                 "devices/interface[2]/source/@network: default: a network of libvirt's, which is not used; the guest is in swkvm's (net=nat)"
             ]),
+        Case(
+            words: [
+                "--import", "--boot", "loader=DIR/bios.bin,loader.type=rom,bios.useserial=on", "--disk",
+                "DIR/a.raw,bus=virtio,driver.type=raw", "--cputune", "vcpupin0.vcpu=0,vcpupin0.cpuset=0",
+            ],
+            options: ["bus=pci", "firmware=DIR/bios.bin", "disk=DIR/a.raw,format=raw"],
+            notes: ["ignored: cputune"]),
     ]
 
     @Test(arguments: cases)
@@ -157,7 +164,11 @@ struct DomainTests {
         ),
         (
             "<domain type='kvm'><name>a</name><memory>1</memory><devices><interface type='user'><portForward proto='tcp'><range start='1' end='65535'/></portForward></interface></devices></domain>",
-            "expected a range of at most 256 ports"
+            "expected at most 256 ports, in ascending ranges"
+        ),
+        (
+            "<domain type='kvm'><name>a</name><memory>1</memory><devices><interface type='user'><portForward><range start='1' end='256'/><range start='300'/></portForward></interface></devices></domain>",
+            "devices/interface/portForward/range[2]: expected at most 256 ports"
         ),
     ])
     func badDocumentsAreRefused(_ text: String, _ reason: String) {
@@ -174,6 +185,29 @@ struct DomainTests {
             Array((String(repeating: "<a>", count: 32) + String(repeating: "</a>", count: 32)).utf8), "no machine")
         expectRefusal(
             Array(("<a>" + String(repeating: "<b/>", count: 19_999) + "</a>").utf8), "no machine")
+    }
+
+    /// The largest documents, in which all is reported, or all is of one kind, or all words belong to devices.
+    @Test func whatIsMuchIsReadInOnePass() throws {
+        func document(_ head: String, _ body: String) -> [UInt8] {
+            Array("<domain type='kvm'\(head)><name>a</name><memory>1</memory>\(body)</domain>".utf8)
+        }
+        let kinds = (0..<19_990).map { "<e\($0)/>" }.joined()
+        #expect(try Domain(document("", kinds)).notes.count == 19_992)
+        let same = String(repeating: "<e/>", count: 19_990)
+        #expect(try Domain(document("", same)).notes.contains { $0.description == "ignored: e (19990 times)" })
+        let attributes = (0..<60_000).map { " a\($0)='1'" }.joined()
+        #expect(try Domain(document(attributes, "")).notes.count == 60_002)
+        let interfaces = String(
+            repeating: "<interface type='bridge'><source bridge='b'/></interface>", count: 9_900)
+        let devices = try Domain(document("", "<devices>\(interfaces)</devices>"))
+        #expect(devices.definition.values(of: "net").count == 9_900 && devices.notes.count == 9_902)
+        let words = (1...6_000).map { "<s:words option='net' number='\($0)' value='mtu=1400'/>" }.joined()
+        let metadata = "<metadata><s:machine xmlns:s='\(Domain.namespace)'>\(words)</s:machine></metadata>"
+        let some = String(repeating: "<interface type='bridge'><source bridge='b'/></interface>", count: 6_000)
+        #expect(
+            try Domain(document("", "\(metadata)<devices>\(some)</devices>")).definition.values(of: "net")
+                == [String](repeating: "bridge=b,mtu=1400", count: 6_000))
     }
 
     private func expectRefusal(_ bytes: [UInt8], _ reason: String) {

@@ -71,6 +71,22 @@ import Testing
         try expectRenamed()
     }
 
+    /// Another verb that comes while the directory has its new name and the definition not yet.
+    @Test func aMachineBetweenItsNamesIsBusy() throws {
+        _ = run(
+            """
+            cd '\(directory.path)'; printf 'web\ndb\ncpus = 2\nuuid = "x"\n' >data/web/.renaming; mv data/web data/db
+            """)
+        let mark = try FileLock(FileDescriptor.open(directory.path + "/data/db", O_RDONLY | O_DIRECTORY))
+        #expect(throws: InventoryError.busy(web)) { try inventory.change(web) { $0 } }
+        #expect(throws: InventoryError.busy(web)) { _ = try inventory.prepareStart(web) }
+        #expect(throws: InventoryError.busy(web)) { try inventory.delete(web) }
+        #expect(inventory.finishRenames().isEmpty && !exists("data/web") && exists("definitions/web.toml"))
+        _ = consume mark
+        #expect(inventory.finishRenames().count == 1)
+        try expectRenamed()
+    }
+
     /// The name was taken in between: nothing is lost.
     @Test func whatCannotBeFinishedIsForgotten() throws {
         try inventory.create(db, failure: { $0 }) { (_) throws(InventoryError) in Definition() }

@@ -28,12 +28,9 @@ struct ConsoleCommand: MachineVerb {
     var name: String
 
     func run() throws {
-        let inventory = try inventory()
-        let name = try machineName(name)
-        let files = try attempt { () throws(InventoryError) in
-            let files = try inventory.files(of: name)
-            guard try files.runningProcess() != nil else { throw .notRunning(name) }
-            return files
+        let files = try machine(name).files
+        try attempt { () throws(InventoryError) in
+            guard try files.runningProcess() != nil else { throw .notRunning(files.name) }
         }
         let end: ConsoleClient.End
         do throws(SystemCallError) {
@@ -92,9 +89,7 @@ struct LogsCommand: MachineVerb {
     var name: String
 
     func run() throws {
-        let inventory = try inventory()
-        let name = try machineName(name)
-        let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
+        let files = try machine(name).files
         let path = messages ? files.messages : files.consoleLog
         do throws(SystemCallError) {
             // What was rotated away first.

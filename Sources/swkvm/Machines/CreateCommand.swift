@@ -186,16 +186,14 @@ struct CreateCommand: MachineVerb {
             var definition = definition
             let disk = files.directory + "/disk.qcow2"
             // Said in the definition, so that the start need not explain what boots.
-            if image == nil, definition.value(of: "kernel") == nil, definition.value(of: "boot") == nil {
-                definition.set("kernel", to: RunCommand.bundled)
-            }
+            if image == nil, !definition.statesWhatBoots { definition.set("kernel", to: RunCommand.bundled) }
             if let image {
                 let argument: DiskArgument
                 // It was parsed before.
                 do { argument = try DiskArgument(parsing: image) } catch { return definition }
                 if definition.value(of: "kernel") == nil {
                     try GuestLogin.addDefaults(to: &definition, argument.disk, &report)
-                    if definition.value(of: "boot") == nil { definition.set("boot", to: "default") }
+                    if !definition.statesWhatBoots { definition.set("boot", to: "default") }
                     if !definition.has("net") { MachinePorts.addNetwork(to: &definition, used: usedPorts, &report) }
                 }
                 let path = DefinitionPaths.absolute(argument.disk.path)

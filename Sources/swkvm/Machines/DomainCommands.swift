@@ -14,12 +14,13 @@ struct DefineCommand: MachineVerb {
         abstract: "Define a machine by libvirt's XML.",
         discussion: """
             FILE is a domain of libvirt, as virt-install --print-xml and virsh dumpxml print it. Each part of it that has no effect here is \
-            reported in one line, and so is what libvirt would have done otherwise. Disks stay where they are: nothing is copied, and \
+            reported in one line, and so is what libvirt would have done differently. Disks stay where they are: nothing is copied, and \
             `swkvm delete` does not remove them. The definition of a stopped machine of this name is replaced.
 
             EXAMPLES
               virsh dumpxml --inactive web >web.xml
               swkvm define web.xml && swkvm start web
+              virsh dumpxml --inactive db | swkvm define -
 
             \(MachineTool.exitStatuses)
             """)
@@ -27,22 +28,22 @@ struct DefineCommand: MachineVerb {
     @Flag(help: "Define nothing if anything has to be reported.")
     var strict = false
 
-    @Argument(help: "The XML file.", completion: .file())
+    @Argument(help: "The XML file; - for standard input.", completion: .file())
     var file: String
 
     func run() throws {
         let domain: Domain
         do { domain = try read() } catch {
-            StandardError().say("\(file.printable): \(error)")
+            StandardError().say("\(source): \(error)")
             throw ExitCode(MachineTool.failure)
         }
         let inventory = try inventory()
         let name: MachineName
         do throws(InventoryError) { name = try MachineName(domain.name) } catch {
-            StandardError().say("\(file.printable), name: \(error.description)")
+            StandardError().say("\(source), name: \(error.description)")
             throw ExitCode(MachineTool.failure)
         }
-        for note in domain.notes { StandardError().say("\(file.printable): \(note)") }
+        for note in domain.notes { StandardError().say("\(source): \(note)") }
         guard domain.notes.isEmpty || !strict else {
             StandardError().say("\(name) was not defined: --strict requires that nothing is reported")
             throw ExitCode(MachineTool.failure)
@@ -65,9 +66,16 @@ struct DefineCommand: MachineVerb {
         print("\(name): defined")
     }
 
+    /// What messages begin with.
+    private var source: String { file == "-" ? "standard input" : file.printable }
+
     private func read() throws -> Domain {
         let bytes: [UInt8]
-        do throws(SystemCallError) { bytes = try readFile(file, limit: XMLReader.maximumSize) } catch {
+        do throws(SystemCallError) {
+            let file =
+                file == "-" ? try FileDescriptor.duplicate(of: STDIN_FILENO) : try FileDescriptor.open(file, O_RDONLY)
+            bytes = try readStream(file, limit: XMLReader.maximumSize)
+        } catch {
             if error.errno == EFBIG { throw DomainError.tooLong }
             throw ArgumentProblem("could not read it: \(error.reason)")
         }
@@ -98,7 +106,7 @@ struct DefineCommand: MachineVerb {
         {
             throw .otherUUID(before)
         }
-        guard definition.has("kernel") || definition.has("boot") else {
+        guard definition.statesWhatBoots else {
             throw .definition("there is nothing to boot: expected a disk, or os/kernel")
         }
         if let problem = DefinitionCheck.problem(definition, files) { throw .definition(problem) }
@@ -125,9 +133,8 @@ struct DumpXMLCommand: MachineVerb {
     var name: String
 
     func run() throws {
-        let inventory = try inventory()
-        let name = try machineName(name)
-        let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
+        let (inventory, files) = try machine(self.name)
+        let name = files.name
         let definition = try attempt { () throws(InventoryError) in try inventory.definition(of: name) }
         if let problem = DefinitionCheck.problem(definition, files) {
             StandardError().say("\(files.definition.printable): \(problem)")

@@ -13,11 +13,14 @@ enum GuestLogin {
     /// Below the home directory, in the order in which ssh itself looks for them.
     private static let keys = [".ssh/id_ed25519.pub", ".ssh/id_ecdsa.pub", ".ssh/id_rsa.pub"]
 
-    /// Checks that an image boots, and lets this user's keys in unless the options say who may.
+    /// Checks that an image boots, if that is not left to firmware, and lets this user's keys in unless the options say
+    /// who may.
     static func addDefaults(
         to definition: inout Definition, _ disk: Configuration.Disk, _ report: inout [String]
     ) throws(CreateCommand.Failure) {
-        do throws(MachineError) { _ = try RunCommand.menu(disk) } catch { throw .machine(error) }
+        if !definition.has("firmware") {
+            do throws(MachineError) { _ = try RunCommand.menu(disk) } catch { throw .machine(error) }
+        }
         guard !options.contains(where: definition.has) else { return }
         let found = keys.compactMap { key in home.map { $0 + "/" + key } }.filter { fileStatus(ofPath: $0) != nil }
         guard !found.isEmpty else {

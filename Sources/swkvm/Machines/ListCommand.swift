@@ -55,9 +55,8 @@ struct InfoCommand: MachineVerb {
     var name: String
 
     func run() throws {
-        let inventory = try inventory()
-        let name = try machineName(name)
-        let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
+        let (inventory, files) = try machine(self.name)
+        let name = files.name
         guard let state = MachineState(name, inventory, MachineAddresses()) else { return }
         if json { return print(state.json) }
         let addresses =

@@ -61,10 +61,10 @@ struct IPCommand: MachineVerb {
     var name: String
 
     func run() throws {
-        let inventory = try inventory()
-        let name = try machineName(name)
+        let (inventory, files) = try machine(self.name)
+        let name = files.name
         let definition = try attempt { () throws(InventoryError) in
-            guard try inventory.files(of: name).runningProcess() != nil else { throw .notRunning(name) }
+            guard try files.runningProcess() != nil else { throw .notRunning(name) }
             return try inventory.definition(of: name)
         }
         let addresses = MachineAddresses()

@@ -23,6 +23,13 @@ extension MachineVerb {
         return inventory
     }
 
+    /// The machine that a command line names, and the others.
+    func machine(_ text: String) throws -> (inventory: Inventory, files: MachineFiles) {
+        let inventory = try inventory()
+        let name = try machineName(text)
+        return (inventory, try attempt { () throws(InventoryError) in try inventory.files(of: name) })
+    }
+
     func machineName(_ text: String) throws -> MachineName {
         try attempt { () throws(InventoryError) in try MachineName(text) }
     }

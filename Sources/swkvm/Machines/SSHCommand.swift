@@ -90,9 +90,8 @@ struct EditCommand: MachineVerb {
     var name: String
 
     func run() throws {
-        let inventory = try inventory()
-        let name = try machineName(name)
-        let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
+        let (inventory, files) = try machine(self.name)
+        let name = files.name
         // One of this process's own: another edit keeps its text.
         let copy = "\(files.directory)/edited-\(getpid()).toml"
         let before: [UInt8]
