@@ -104,8 +104,8 @@ let package = Package(
         .target(
             name: "FuzzTargets",
             dependencies: [
-                "TestSupport", "Boot", "GuestMemory", "DiskImage", "FileSystems", "PCI", "Virtio", "HostNetwork",
-                "GDBRemote",
+                "TestSupport", "Boot", "Devices", "GuestMemory", "DiskImage", "FileSystems", "PCI", "Virtio",
+                "HostNetwork", "GDBRemote", "DomainXML",
                 "Linux", "CLinux", "CZlib",
             ],
             path: "Tests/Fuzz/Targets",

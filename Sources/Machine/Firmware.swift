@@ -8,9 +8,9 @@ internal import Linux
 internal import Logging
 internal import Platform
 
-/// The firmware that a machine starts with, instead of a kernel, and what a board has for it.
+/// The firmware that a machine starts instead of a kernel, and the devices that a board has for it.
 ///
-/// It outlives boards: each boot begins at the reset vector of the same code.
+/// It outlives boards: each boot starts at the reset vector of the same code.
 final class Firmware: Sendable {
     private let image: FirmwareImage
     private let log: Logger
@@ -22,17 +22,17 @@ final class Firmware: Sendable {
         self.log = log.of("firmware")
     }
 
-    /// Puts the code where the processors start.
-    /// - Parameter slot: a number that no RAM has.
+    /// Maps the code where the processors start.
+    /// - Parameter slot: a memory slot that RAM does not use.
     func map(_ machine: borrowing VirtualMachine, slot: UInt32) throws(KVMError) {
-        // The board's machine ends before this object, which its parts have.
+        // This object, which the board's parts refer to, outlives the board's virtual machine.
         unsafe try machine.setMemory(
             slot: slot, at: image.address, size: image.size, host: image.host, isReadOnly: true)
     }
 
-    /// Prepares RAM, which is all zero, for the start.
-    /// - Parameter contents: what the firmware is told of the machine.
-    /// - Returns: the devices that only firmware looks for.
+    /// Copies the code's end to low RAM, which is all zero.
+    /// - Parameter contents: the machine's description for the firmware.
+    /// - Returns: the devices that only firmware uses.
     func start(
         _ contents: FirmwareConfiguration, _ memory: GuestMemory,
         request: @escaping @Sendable (MachineRequest) -> Void
@@ -40,10 +40,10 @@ final class Firmware: Sendable {
         do throws(BootError) { try image.copy(into: memory) } catch { throw .boot(error) }
         var entries: [AddressMap<any PortDevice>.Entry] = [
             .init(Ports.firmwareConfiguration, FirmwareConfigurationPorts(contents, memory.ram)),
-            // Between the ports of PCI: before them.
+            // One of the ports of PCI's configuration mechanism: before them.
             .init(Ports.resetControl...Ports.resetControl, ResetControlPort(request: request)),
         ]
-        // Without a reader, firmware does not even write: an exit for each byte.
+        // Each byte is an exit to user space. Without the port, firmware does not write its messages.
         if log.logLevel <= .debug {
             let port = FirmwareDebugPort { [log] in log.debug("\($0)") }
             entries.append(.init(Ports.firmwareDebug...Ports.firmwareDebug, port))
@@ -53,7 +53,7 @@ final class Firmware: Sendable {
 }
 
 extension Machine {
-    /// What firmware is told of a machine.
+    /// The description of a machine for its firmware: the items and files of its configuration device.
     static func firmwareConfiguration(
         _ parts: Board.Parts, _ layout: NodeLayout, _ registry: DeviceRegistry, _ model: CPUModel
     ) throws(MachineError) -> FirmwareConfiguration {
@@ -84,7 +84,7 @@ extension Machine {
         return contents
     }
 
-    /// RAM as it is, and what else is in the first 4 GiB: firmware adds what it uses itself.
+    /// RAM, and the reserved ranges of the first 4 GiB. Firmware adds the ranges that it uses itself.
     private static func firmwareMemoryMap(_ memory: GuestMemory, reserved: [Range<UInt64>]) -> [MemoryMapEntry] {
         let pages = PhysicalLayout.identityMap..<PhysicalLayout.firmware.lowerBound
         return memory.regions.map { MemoryMapEntry(start: $0.start.rawValue, size: $0.size, kind: .ram) }

@@ -409,6 +409,22 @@ private final class BusyDevice: VirtioDevice {
         }
         #expect(Set(GSIs.virtio).count == 16 && !GSIs.virtio.contains(GSIs.serial) && !GSIs.virtio.contains(GSIs.power))
     }
+
+    /// Where firmware puts BARs: docs/firmware.md, "What firmware finds".
+    @Test func ofBARsByFirmware() {
+        let configuration = PhysicalLayout.pciConfiguration
+        let behind = configuration + PhysicalLayout.pciConfigurationSize..<PhysicalLayout.ioapic
+        for (end, first) in [
+            (64 << 20, 0x8000_0000), (2 << 30, 0x8000_0000), (0x9000_0000, 0x9000_0000), (3 << 30, 0xc000_0000),
+            (8 << 30, 0xc000_0000),
+        ] as [(UInt64, UInt64)] {
+            let windows = PCIRoot.windows(endOfMemory: end, addressBits: 46, isForFirmware: true)
+            #expect(windows.prefix(2) == [first..<configuration, behind])
+            // The same above RAM as without firmware.
+            #expect(windows.dropFirst(2) == PCIRoot.windows(endOfMemory: end, addressBits: 46).dropFirst())
+        }
+        #expect(PCIRoot.windows(endOfMemory: 1 << 30, addressBits: 32, isForFirmware: true).count == 2)
+    }
 }
 
 @Suite(.timed) struct UUIDTests {

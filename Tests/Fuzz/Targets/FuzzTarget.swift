@@ -18,7 +18,9 @@ public struct FuzzTarget: Sendable {
     /// Nothing, for what the program takes without a target.
     public static let none = FuzzTarget(name: "none", seeds: []) { _ in false }
 
-    public static let all = [kernel, compressedKernel] + disks + [nbd, pci, mmio] + queues + [debugger, netlink]
+    public static let all =
+        [kernel, compressedKernel] + disks + [nbd, pci, mmio, firmwareConfiguration] + queues
+        + [debugger, netlink, domain]
 }
 
 extension FuzzTarget {
