@@ -8,7 +8,7 @@ extension DomainReader {
         guard let memory = root.first("memory") else { throw .missing("memory") }
         let bytes = try Self.bytes(memory)
         if let current = root.first("currentMemory"), try Self.bytes(current) != bytes {
-            ignore(current, nil, "the guest has all of its memory from the start; there is no balloon")
+            ignore(current, nil, "the guest has all of its memory from the start; --balloon takes some of it back")
         }
         let vcpu = root.first("vcpu")
         let cpus = vcpu?.word ?? "1"

@@ -49,6 +49,8 @@ public struct Configuration: Sendable {
     public var isNamed: Bool?
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?
+    /// A balloon, by which the guest can give memory up; nil for none.
+    public var balloon: BalloonSettings?
     public var console: ConsoleKind
     public var consoleLimits = ConsoleLimits.none
     /// The address for a debugger; the guest then waits for one at its first instruction.

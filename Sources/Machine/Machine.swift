@@ -54,7 +54,7 @@ public final class Machine: Sendable {
         try VirtioSlot.checkCount(
             configuration.disks.count + (configuration.seed == nil ? 0 : 1)
                 + configuration.networks.count { !$0.isOptional }
-                + (configuration.entropy == nil ? 0 : 1),
+                + (configuration.entropy == nil ? 0 : 1) + (configuration.balloon == nil ? 0 : 1),
             configuration.bus)
         try NodeLayout.check(configuration)
 

@@ -23,6 +23,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case network(HostNetworkError)
     /// Network interfaces that cannot be together in one machine.
     case networks(Configuration.NetworkProblem)
+    /// A balloon that the machine cannot have.
+    case balloon(Configuration.BalloonProblem)
     /// A call of the host's failed; `purpose` completes "could not …".
     case host(purpose: String, SystemCallError)
     /// A number of vCPUs below 1.
@@ -58,6 +60,7 @@ public enum MachineError: Error, CustomStringConvertible {
             "\(path) cannot be booted: swkvm reads no kernel from a remote disk; specify --kernel, --initrd and --cmdline"
         case .network(let error): error.description
         case .networks(let problem): problem.description
+        case .balloon(let problem): problem.description
         case .host(let purpose, let error): "could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were requested, a machine needs at least 1: use `--cpus 1`"
         case .nodes(let problem): problem.description

@@ -58,7 +58,7 @@ struct VirtioSlot: Sendable {
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
-    /// Makes the disks, the seed's behind them, the entropy device, then the network interfaces.
+    /// Makes the disks, the seed's behind them, the entropy device, the balloon, then the network interfaces.
     /// - Returns: them, and what a disk boots, if the configuration boots one.
     /// - Parameter isInterrupted: polled several times a second while something is waited for: a disk's key or server,
     ///   for example.
@@ -67,6 +67,7 @@ struct VirtioSlot: Sendable {
         isInterrupted: @escaping @Sendable () -> Bool = { false }
     ) throws(MachineError) -> (devices: [any VirtioDevice], boot: BootSource?) {
         try configuration.checkNetworks()
+        try configuration.checkBalloon()
         var devices: [any VirtioDevice] = []
         var opened = OpenDisks()
         var boot: BootSource?
@@ -92,6 +93,14 @@ struct VirtioSlot: Sendable {
                 try Machine.host("create the descriptors of rng0") { () throws(SystemCallError) in
                     try EntropyDevice(name: "rng0", limit: entropy.limit, events: events(log.of("rng0"), configuration))
                 })
+        }
+        if let settings = configuration.balloon {
+            let balloon = try Machine.host("create the descriptors of balloon0") { () throws(SystemCallError) in
+                try BalloonDevice(
+                    name: "balloon0", settings: settings, events: events(log.of("balloon0"), configuration))
+            }
+            control.setBalloon(balloon, configuration)
+            devices.append(balloon)
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []

@@ -43,6 +43,8 @@ public final class DeviceEvents: Sendable {
         case link(isUp: Bool)
         /// Frames were dropped, for the cause of this number.
         case lostFrames(UInt8)
+        /// The driver gave pages to the balloon that are not RAM.
+        case refusedPages
         /// The driver accepted features that are not possible, and FEATURES_OK is not set.
         case refusedFeatures
         /// The driver has started the device.
@@ -65,6 +67,7 @@ public final class DeviceEvents: Sendable {
             case .link(isUp: false): "link_down"
             case .lostFrames: "lost_frames"
             case .refusedConnection: "refused_connection"
+            case .refusedPages: "refused_pages"
             case .refusedFeatures: "refused_features"
             case .started: "start"
             case .reset: "reset"
@@ -74,7 +77,7 @@ public final class DeviceEvents: Sendable {
         /// The names of all kinds.
         public static let names = [
             "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up",
-            "link_down", "lost_frames", "refused_connection", "refused_features", "start", "reset",
+            "link_down", "lost_frames", "refused_connection", "refused_pages", "refused_features", "start", "reset",
         ]
     }
 

@@ -74,6 +74,9 @@ internal import Glibc
 
     public var isEmpty: Bool { byteCount == 0 }
 
+    /// The first iovec; nil when there is none.
+    public var first: iovec? { unsafe count > 0 ? base[0] : nil }
+
     // MARK: Values in the run, little-endian
 
     /// The value at `offset`, wherever the buffers are cut; nil when the run is too short.

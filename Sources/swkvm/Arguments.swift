@@ -53,6 +53,47 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
     }
 }
 
+/// `--balloon 512M,stats=5`, `--balloon reporting=on`.
+struct BalloonArgument {
+    static let completion = ValueCompletion.list([
+        "target=", "deflate-on-oom=on/off", "stats=", "reporting=on/off", "hinting=on/off",
+    ])
+
+    let settings: BalloonSettings
+
+    init(parsing argument: String) throws {
+        var settings = BalloonSettings()
+        for (index, (key, value)) in try OptionList(argument).unique().enumerated() {
+            switch (key, value) {
+            case ("target", let value?):
+                guard settings.target == 0 else { throw ArgumentProblem("the size is given twice") }
+                settings.target = try Self.target(value)
+            case ("deflate-on-oom", let value): settings.deflatesOnOOM = try onOrOff(key, value)
+            case ("reporting", let value): settings.reportsFreePages = try onOrOff(key, value)
+            case ("hinting", let value): settings.hintsFreePages = try onOrOff(key, value)
+            case ("stats", let value?):
+                guard let seconds = UInt32(value), seconds <= BalloonSettings.maximumInterval else {
+                    throw ArgumentProblem(
+                        "stats=\(value) is not valid; expected 1 to \(BalloonSettings.maximumInterval) seconds, or 0 for none"
+                    )
+                }
+                settings.statisticsInterval = seconds
+            case (let size, nil) where index == 0 && size.first?.isNumber == true:
+                settings.target = try Self.target(size)
+            default:
+                throw ArgumentProblem(
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected target=, deflate-on-oom=on|off, stats=, reporting=on|off or hinting=on|off"
+                )
+            }
+        }
+        self.settings = settings
+    }
+
+    private static func target(_ text: String) throws -> UInt64 {
+        do { return try ByteSize.memory(text).bytes } catch { throw ArgumentProblem("\(text): \(error)") }
+    }
+}
+
 /// `--numa mem=1G,cpus=0-1,…`.
 struct NodeArgument {
     static let completion = ValueCompletion.list([

@@ -97,7 +97,7 @@ enum ForeignWords {
             "cpuset cputune",
             .unavailable("start swkvm with `taskset`, or bind its threads by their names vcpu0, vcpu1 …")
         ),
-        ("balloon memballoon", .unavailable("the amount of RAM is fixed by --mem")),
+        ("memballoon", .use("--balloon SIZE")),
         // What boots
         ("extra-args x kernel-opts kernel-cmdline cmd", .use("--cmdline WORDS")),
         (
@@ -142,7 +142,7 @@ enum ForeignWords {
         ("bridge b", .use("--net bridge=NAME")),
         ("mac", .use("--net tap=NAME,mac=MAC")),
         // Devices
-        ("device", .unavailable("the devices are virtio: --disk, --net and --rng")),
+        ("device", .unavailable("the devices are virtio: --disk, --net, --rng and --balloon")),
         (
             "object",
             .unavailable(
@@ -153,7 +153,7 @@ enum ForeignWords {
         (
             "usb usbdevice tpm tpmdev watchdog vsock sound soundhw audio audiodev input hostdev host-device smartcard redirdev panic "
                 + "controller channel iommu parallel pmem video",
-            .unavailable("a machine has disks, network interfaces, an entropy device and a serial port")
+            .unavailable("a machine has disks, network interfaces, an entropy device, a balloon and a serial port")
         ),
         // Console
         ("nographic nographics", .notNeeded("the terminal is the guest's serial port")),

@@ -90,9 +90,9 @@ struct NetworkArgument {
             case ("bridge", let value?): bridge = try InterfaceName(value)
             case ("create", nil): create = true
             case ("mac", let value?): mac = try MACAddress(parsing: value)
-            case ("mac-lock", let value): isMACLocked = try Self.onOrOff(key, value)
+            case ("mac-lock", let value): isMACLocked = try onOrOff(key, value)
             case ("mtu", let value?): statedMTU = value
-            case ("offload", let value): offload = try Self.onOrOff(key, value)
+            case ("offload", let value): offload = try onOrOff(key, value)
             case ("queues", let value?):
                 guard let number = Int(value), NetworkArgument.possibleQueues.contains(number) else {
                     throw ArgumentProblem(
@@ -183,14 +183,6 @@ struct NetworkArgument {
                         + (isInterface ? ": give each interface a --net of its own" : ", which is for other networks"))
             }
             return stream.map { .stream(path: $0, mtu: mtu) } ?? .user(publish: publish, mtu: mtu)
-        }
-
-        private static func onOrOff(_ key: String, _ value: String?) throws(ArgumentProblem) -> Bool {
-            guard let value, ["on", "off"].contains(value) else {
-                throw ArgumentProblem(
-                    "\(key)\(value.map { "=" + $0 } ?? "") is not recognized; expected \(key)=on or \(key)=off")
-            }
-            return value == "on"
         }
     }
 

@@ -71,6 +71,14 @@ extension RunCommand {
         do { _ = try rng?.entropy() } catch {
             throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
         }
+        do throws(MachineError) {
+            var machine = Configuration(
+                memory: Configuration.Memory(size: mem.bytes, backing: hugepages?.backing ?? .automatic))
+            machine.balloon = balloon?.settings
+            try machine.checkBalloon()
+        } catch {
+            throw ValidationError(error.description)
+        }
         if net.count > 1, net.contains(where: { $0.network == nil }) {
             throw ValidationError("the option --net none cannot be combined with another --net")
         }
@@ -105,6 +113,7 @@ extension RunCommand {
         // A system on a disk expects a network.
         if net.isEmpty, image != nil, kernel == nil { machine.networks = [NetworkArgument.usual] }
         machine.entropy = try? rng?.entropy()
+        machine.balloon = balloon?.settings
         machine.console = console?.kind ?? (daemon == nil ? .stdio : .none)
         machine.consoleLimits = console?.limits ?? .none
         machine.processFile = pidFile

@@ -64,6 +64,7 @@ extension RunCommand {
         Rule(
             "net", .repeatableValue, reset: { $0.net = [] }, store: { $0.net.append(try NetworkArgument(parsing: $1)) }),
         Rule("rng", .optionalValue, reset: { $0.rng = nil }, store: { $0.rng = EntropyArgument(argument: $1) }),
+        Rule("balloon", reset: { $0.balloon = nil }, store: { $0.balloon = try BalloonArgument(parsing: $1) }),
         Rule(
             "console", reset: { $0.console = nil },
             store: { $0.console = try ConsoleArgument(parsing: $1) }),

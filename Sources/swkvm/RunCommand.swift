@@ -223,6 +223,17 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
+            Add a virtio balloon: the guest gives up this amount of memory, which is returned to the host and can be changed while the machine \
+            runs (0: only later). deflate-on-oom=on lets the guest take it back when it has no other memory; stats=SECONDS asks it for statistics; \
+            reporting=on has it report unused memory continuously, and hinting=on on request, which is returned too.
+            """,
+            valueName: "size"),
+        completion: BalloonArgument.completion, transform: BalloonArgument.init(parsing:))
+    var balloon: BalloonArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            """
             Serial port back-end: stdio, none, pty, unix:PATH[,log=PATH] or file:PATH; log= names a file that gets all output of a socket's \
             console. size=SIZE[,keep=N] limits that file, and keeps N (3 by default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
             A comma in PATH is written twice. Default: stdio, and none with --daemon.

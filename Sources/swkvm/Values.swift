@@ -190,3 +190,12 @@ enum DiscoveryArgument: String, ExpressibleByArgument, CaseIterable {
 enum TraceArgument: String, ExpressibleByArgument, CaseIterable {
     case exits
 }
+
+/// The value of `key=on` and `key=off`.
+func onOrOff(_ key: String, _ value: String?) throws(ArgumentProblem) -> Bool {
+    guard let value, ["on", "off"].contains(value) else {
+        throw ArgumentProblem(
+            "\(key)\(value.map { "=" + $0 } ?? "") is not recognized; expected \(key)=on or \(key)=off")
+    }
+    return value == "on"
+}

@@ -107,7 +107,7 @@ import Testing
 
     /// What is offered in a list is known to it, and what it knows is offered. A value that it refuses it answers with
     /// what is wanted.
-    @Test(arguments: ["disk", "net", "numa", "rng", "console", "cgroup"]) func whatIsOfferedIsTaken(
+    @Test(arguments: ["disk", "net", "numa", "rng", "balloon", "console", "cgroup"]) func whatIsOfferedIsTaken(
         option: String
     ) throws {
         let call = try call(for: option)

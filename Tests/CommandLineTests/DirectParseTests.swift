@@ -36,6 +36,7 @@ import Testing
         "password-file": ["p", "/dev/fd/3", ""], "hostname": ["web1", "web1.example.org", "-x", "a_b", ""],
         "user-data": ["u", "-"], "meta-data": ["m", ""], "network-config": ["n", ""],
         "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
+        "balloon": ["256M", "0", "target=64M,stats=5", "reporting=on,hinting=off", "4G", "12", "stats=x", "what", ""],
         "console": [
             "stdio", "pty", "unix:/tmp/s", "file:x", "tty", "file:x,size=1M,keep=2", "file:a,,b", "pty,bps=9600",
             "stdio,size=1M", "file:x,y", "unix:s,log=l", "unix:s,log=l,size=1M,keep=1", "file:x,log=l", "unix:s,log=",

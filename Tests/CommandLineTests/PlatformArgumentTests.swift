@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import Devices
 import GuestMemory
 import Machine
 import TestSupport
@@ -69,6 +70,45 @@ import Testing
         }
         #expect(error.map { Command.message(for: $0) }?.contains(sentence) == true, "\(String(describing: error))")
         #expect(error.map { Command.exitCode(for: $0) } == .validationFailure)
+    }
+}
+
+@Suite(.timed) struct BalloonArgumentTests {
+    private func balloon(_ arguments: String...) throws -> BalloonSettings? {
+        try #require(try Command.parseAsRoot(["run"] + arguments) as? RunCommand).configuration.balloon
+    }
+
+    @Test func aSizeAndWhatTheDeviceOffers() throws {
+        #expect(try balloon() == nil)
+        #expect(try balloon("--balloon", "0") == BalloonSettings())
+        #expect(try balloon("--balloon", "128M") == BalloonSettings(target: 128 << 20))
+        #expect(
+            try balloon("--balloon", "deflate-on-oom=on,stats=5,reporting=on,hinting=on,target=1M")
+                == BalloonSettings(
+                    target: 1 << 20, deflatesOnOOM: true, statisticsInterval: 5, reportsFreePages: true,
+                    hintsFreePages: true))
+        #expect(try balloon("--balloon", "1M,reporting=off") == BalloonSettings(target: 1 << 20))
+        #expect(try balloon("--hugepages", "--mem", "1G", "--balloon", "1G") == BalloonSettings(target: 1 << 30))
+    }
+
+    @Test(arguments: [
+        ("2G", "a balloon of 2 GiB exceeds the guest's 512 MiB of memory"),
+        ("4097K", "is not a multiple of 4 KiB; the next one is 4198400"),
+        ("512", "did you mean 512M?"), ("x", "'x' is not recognized; expected target="),
+        ("1M,2M", "'2M' is not recognized"), ("stats=86401", "stats=86401 is not valid; expected 1 to 86400"),
+        ("reporting", "reporting is not recognized; expected reporting=on or reporting=off"),
+        ("1M,target=2M", "the size is given twice"),
+    ])
+    func mistakes(argument: String, sentence: String) {
+        let error = #expect(throws: (any Error).self) { try balloon("--balloon", argument) }
+        #expect(error.map { Command.message(for: $0) }?.contains(sentence) == true, "\(String(describing: error))")
+    }
+
+    @Test func freePagesAreNotThoseOfAPool() {
+        let error = #expect(throws: (any Error).self) {
+            try balloon("--hugepages", "2M", "--balloon", "reporting=on")
+        }
+        #expect(error.map { Command.message(for: $0) }?.contains("cannot be combined with huge pages") == true)
     }
 }
 

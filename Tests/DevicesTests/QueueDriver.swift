@@ -48,9 +48,12 @@ class QueueDriver {
     /// A ring of the queue; the queues' rings of a kind are behind each other.
     private func place(_ ring: GuestAddress) -> GuestAddress { ring &+ UInt64(queue) * 0x1000 }
 
-    init(driving device: any VirtioDevice, features: FeatureSet, queues: Int = 1) throws {
+    /// - Parameter memory: nil for 16 MiB of ordinary pages.
+    init(
+        driving device: any VirtioDevice, features: FeatureSet, queues: Int = 1, memory wanted: GuestMemory? = nil
+    ) throws {
         states = Array(repeating: State(), count: queues)
-        memory = try GuestMemory(size: 16 << 20)
+        memory = try wanted ?? GuestMemory(size: 16 << 20)
         ram = memory.ram
         try device.start()
         transport = try MMIOTransport(

@@ -213,10 +213,14 @@ import Virtio
         #expect(try parse("link net0 down") == .request(.setLink(device: "net0", isUp: false)))
         #expect(try parse("resize blk0") == .request(.resize(device: "blk0", size: nil)))
         #expect(try parse("resize blk0 2G") == .request(.resize(device: "blk0", size: 2 << 30)))
+        #expect(try parse("balloon") == .request(.balloon))
+        #expect(try parse("balloon 256M") == .request(.setBalloonTarget(256 << 20)))
+        #expect(try parse("balloon hints") == .request(.requestBalloonHints(acknowledgesEnd: true)))
+        #expect(try parse("balloon end-hints") == .request(.endBalloonHints))
         #expect(try parse("resize blk0 512") == .request(.resize(device: "blk0", size: 512)))
         for line in [
             "link", "link net0", "link net0 sideways", "link net0 up now", "resize", "resize blk0 x", "resize blk0 -1",
-            "resize blk0 1 2",
+            "resize blk0 1 2", "balloon x", "balloon 1M 2M",
             "resize blk0 99999999999999999999", "resize blk0 18446744073709551615G", "pause now", "help me",
         ] {
             let error = #expect(throws: MachineControlError.self) { try parse(line) }

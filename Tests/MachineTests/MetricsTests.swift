@@ -27,7 +27,7 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     }
     var groups = [Metric.Scope.machine, .memory, .process].map { MetricsSnapshot.Group(scope: $0, values: values($0)) }
     for cpu in 0..<2 { groups.append(.init(scope: .vcpu, labels: [("vcpu", "\(cpu)")], values: values(.vcpu))) }
-    for (device, scopes) in [("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network])] {
+    for (device, scopes) in [("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network]), ("balloon0", [.balloon])] {
         for scope in [.device] + scopes {
             groups.append(.init(scope: scope, labels: [("device", device)], values: values(scope)))
         }

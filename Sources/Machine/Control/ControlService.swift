@@ -14,7 +14,7 @@ struct ControlService: Sendable {
     /// The answer to who has resumed the machine.
     static let running = "the machine is running"
 
-    private let control: MachineControl
+    let control: MachineControl
     private let board: Board
     private let ending: Ending
     private let sandbox: Sandbox
@@ -82,6 +82,14 @@ struct ControlService: Sendable {
         case .powerButton: pressPowerButton()
         case .setLink(let name, let isUp): try setLink(name, isUp: isUp)
         case .resize(let name, let size): try resize(name, to: size)
+        case .balloon: try control.balloonStatistics().report
+        case .setBalloonTarget(let target): try setBalloon(target)
+        case .setBalloonInterval(let seconds): try setBalloonInterval(seconds)
+        case .requestBalloonHints(let acknowledgesEnd):
+            try hints("the guest is asked for hints about free memory") {
+                $0.requestHints(acknowledgesEnd: acknowledgesEnd)
+            }
+        case .endBalloonHints: try hints("the guest may use all memory again") { $0.endHints() }
         }
     }
 

@@ -40,6 +40,18 @@ public enum MachineCommand: Equatable, Sendable {
             guard words.count == 2 else { return .request(.resize(device: words[0], size: nil)) }
             return size(words[1]).map { .request(.resize(device: words[0], size: $0)) }
         },
+        Entry(
+            names: ["balloon"], arguments: "[SIZE|hints|end-hints]",
+            purpose: "show the balloon; ask the guest to give up memory: balloon 512M; or for hints about free memory"
+        ) { words in
+            guard let word = words.first else { return .request(.balloon) }
+            guard words.count == 1 else { return nil }
+            switch word {
+            case "hints": return .request(.requestBalloonHints(acknowledgesEnd: true))
+            case "end-hints": return .request(.endBalloonHints)
+            default: return size(word).map { .request(.setBalloonTarget($0)) }
+            }
+        },
         Entry(names: ["quit"], arguments: "", purpose: "end the machine immediately") { $0.isEmpty ? .quit : nil },
     ]
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import Devices
 internal import Linux
 internal import Logging
 internal import Sandbox
@@ -26,6 +27,16 @@ public final class MachineControl: Sendable {
         case setLink(device: String, isUp: Bool)
         /// Makes a disk longer; nil takes the size that its raw image, or block device, has now.
         case resize(device: String, size: UInt64?)
+        /// Reports the balloon and what the guest says of its memory.
+        case balloon
+        /// Changes the amount of memory that the guest is to give up: bytes, a multiple of 4 KiB.
+        case setBalloonTarget(UInt64)
+        /// Changes the seconds from one request for the guest's statistics to the next, if it has some.
+        case setBalloonInterval(UInt32)
+        /// Asks the guest for hints about memory that it does not use; with `acknowledgesEnd` it may use that again as
+        /// soon as it has given them all, otherwise at ``endBalloonHints``.
+        case requestBalloonHints(acknowledgesEnd: Bool)
+        case endBalloonHints
     }
 
     /// A request, or one that only this module makes.
@@ -84,6 +95,8 @@ public final class MachineControl: Sendable {
     /// Signalled for the thread: when there is a request, a vCPU has stopped, a device is quiet, or a disk has stopped.
     let attention: StopObserver
     private let thread = Guarded<Thread?>(nil)
+    /// The machine's balloon, and what the machine is.
+    private let balloon = Guarded<(device: BalloonDevice, configuration: Configuration)?>(nil)
     private let ending: Ending
 
     init(_ ending: Ending) throws(SystemCallError) {
@@ -139,6 +152,35 @@ public final class MachineControl: Sendable {
             }
         }
         return try answer.get()
+    }
+
+    /// Changes the amount of memory that the guest is to give up. It gives up what it can, when it can.
+    /// - Parameter target: bytes, a multiple of 4 KiB, at most the guest's memory.
+    public func setBalloonTarget(_ target: UInt64) throws(MachineControlError) {
+        try perform(.setBalloonTarget(target))
+    }
+
+    /// The balloon's figures; at any time, also before the machine is started.
+    /// - Throws: ``MachineControlError/noDevice(_:kind:available:)`` for a machine without one.
+    public func balloonStatistics() throws(MachineControlError) -> BalloonStatistics { try balloonDevice().statistics }
+
+    func balloonDevice() throws(MachineControlError) -> BalloonDevice {
+        guard let device = balloon.withLock({ $0?.device }) else {
+            throw .noDevice("balloon0", kind: "balloon", available: [])
+        }
+        return device
+    }
+
+    /// Refuses a target that does not fit the machine.
+    func checkBalloon(target: UInt64) throws(MachineControlError) {
+        guard let configuration = balloon.withLock({ $0?.configuration }) else { return }
+        do throws(MachineError) { try configuration.checkBalloon(target: target) } catch {
+            throw .refused(error.description)
+        }
+    }
+
+    func setBalloon(_ device: BalloonDevice, _ configuration: Configuration) {
+        balloon.withLock { $0 = (device, configuration) }
     }
 
     /// Ends the machine, whatever the guest does, and whatever the control's thread waits for: ``Machine/waitForEnd()``

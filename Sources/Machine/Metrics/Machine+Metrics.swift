@@ -140,7 +140,34 @@ extension Machine {
         if let network = device as? NetworkDevice {
             groups.append(.init(scope: .network, labels: labels, values: metrics(of: network)))
         }
+        if let balloon = device as? BalloonDevice {
+            groups.append(.init(scope: .balloon, labels: labels, values: metrics(of: balloon.statistics)))
+        }
         return groups
+    }
+
+    private static func metrics(of balloon: BalloonStatistics) -> [String: MetricsSnapshot.Value] {
+        let guest = balloon.guest
+        func known(_ figures: [(String, UInt64?)]) -> MetricsSnapshot.Value {
+            .byLabel(figures.compactMap { name, value in value.map { (name, $0) } })
+        }
+        return [
+            "target_bytes": .whole(balloon.target), "actual_bytes": .whole(balloon.actual),
+            "returned_bytes": .byLabel([
+                ("inflated", balloon.inflated), ("reported", balloon.reported), ("hinted", balloon.hinted),
+            ]),
+            "refused_pages": .whole(balloon.refusedPages),
+            "guest_bytes": known([
+                ("total", guest.total), ("free", guest.free), ("available", guest.available),
+                ("caches", guest.caches),
+            ]),
+            "guest_events": known([
+                ("swapped_in_bytes", guest.swapIn), ("swapped_out_bytes", guest.swapOut),
+                ("major_faults", guest.majorFaults), ("minor_faults", guest.minorFaults),
+                ("huge_page_allocations", guest.hugePageAllocations), ("huge_page_failures", guest.hugePageFailures),
+                ("oom_kills", guest.oomKills), ("allocation_stalls", guest.allocationStalls),
+            ]),
+        ]
     }
 
     private static func metrics(of disk: BlockDevice) -> [String: MetricsSnapshot.Value] {

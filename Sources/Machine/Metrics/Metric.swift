@@ -12,7 +12,7 @@ struct Metric: Sendable {
         case block
         /// One object for each file of a disk that has metadata.
         case image
-        case nbd, network
+        case nbd, network, balloon
 
         /// The path of its object in the JSON.
         var path: String {
@@ -21,7 +21,7 @@ struct Metric: Sendable {
             case .vcpu: "vcpus[]"
             case .device: "devices[]"
             case .image: "devices[].images[]"
-            case .block, .nbd, .network: "devices[].\(rawValue)"
+            case .block, .nbd, .network, .balloon: "devices[].\(rawValue)"
             }
         }
     }
@@ -43,7 +43,7 @@ struct Metric: Sendable {
     /// `devices[].block.read_bytes`.
     var path: String { "\(scope.path).\(field)" }
 
-    static let all: [Metric] = machine + memory + process + vcpu + device + block + image + nbd + network
+    static let all: [Metric] = machine + memory + process + vcpu + device + block + image + nbd + network + balloon
 
     private static let machine = [
         Metric(scope: .machine, field: "uptime_seconds", kind: .gauge, help: "Time since the machine was started."),
@@ -211,5 +211,24 @@ struct Metric: Sendable {
         Metric(
             scope: .network, field: "pair_sent_bytes", kind: .counter,
             help: "Bytes of the frames of the guest delivered to the host, by pair of queues.", label: "pair"),
+    ]
+    private static let balloon = [
+        Metric(
+            scope: .balloon, field: "target_bytes", kind: .gauge, help: "Memory that the guest is to give up."),
+        Metric(
+            scope: .balloon, field: "actual_bytes", kind: .gauge,
+            help: "Memory that the guest says it has given up."),
+        Metric(
+            scope: .balloon, field: "returned_bytes", kind: .counter,
+            help: "Guest RAM that was returned to the host, by cause.", label: "cause"),
+        Metric(
+            scope: .balloon, field: "refused_pages", kind: .counter,
+            help: "Pages from the driver that are not RAM."),
+        Metric(
+            scope: .balloon, field: "guest_bytes", kind: .gauge,
+            help: "Memory as the guest's statistics have it, by figure.", label: "figure"),
+        Metric(
+            scope: .balloon, field: "guest_events", kind: .counter,
+            help: "Events of memory as the guest's statistics have them, by kind.", label: "kind"),
     ]
 }

@@ -19,7 +19,7 @@ public struct FuzzTarget: Sendable {
     public static let none = FuzzTarget(name: "none", seeds: []) { _ in false }
 
     public static let all =
-        [kernel, compressedKernel] + disks + [nbd, pci, mmio, firmwareConfiguration] + queues
+        [kernel, compressedKernel] + disks + [nbd, pci, mmio, balloon, firmwareConfiguration] + queues
         + [debugger, netlink, domain]
 }
 
