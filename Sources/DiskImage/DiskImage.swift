@@ -35,6 +35,8 @@ public final class DiskImage: @unchecked Sendable {
 
     /// The two sizes that the footer of a VHD has, and which was taken; nil of another format.
     public let vhdSizes: VHDSizes?
+    /// Indicates whether one of the chain is a VHD.
+    let hasVHD: Bool
     /// Hears in a sentence what has become of the image; on any thread.
     let report: (@Sendable (String) -> Void)?
 
@@ -139,8 +141,12 @@ public final class DiskImage: @unchecked Sendable {
     private init(
         path: String, _ format: ImageFormat, _ options: DiskImageOptions, _ chain: inout Chain
     ) throws(DiskImageError) {
-        if options.followsBacking, options.usesAllKeys, options.opensData, chain.encryptedCount < options.keys.count {
+        if options.followsBacking, options.usesAll, options.opensData, chain.encryptedCount < options.keys.count {
             throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
+        }
+
+        if options.followsBacking, options.usesAll, let size = options.vhdSize, !chain.hasVHD {
+            throw .vhdSizeUnused(path: path, size)
         }
 
         self.path = path
@@ -150,6 +156,7 @@ public final class DiskImage: @unchecked Sendable {
         report = options.report
         repair = chain.repair
         vhdSizes = chain.vhdSizes
+        hasVHD = chain.hasVHD
         clusterSize = chain.clusterSize
         chainLength = chain.chainLength
         self.remote = chain.remote

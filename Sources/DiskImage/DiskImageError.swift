@@ -94,6 +94,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case wrongKey(path: String)
     /// More keys were given than the image and its backing files have encrypted ones among them.
     case keyUnused(path: String, encrypted: Int, keys: Int)
+    /// One of the two sizes of a VHD was chosen, but neither the image nor a backing file is one.
+    case vhdSizeUnused(path: String, VHDSize)
     /// A key cannot be read.
     case key(KeySource, reason: String)
     /// An image that requires too many hash iterations to check a key.
@@ -264,6 +266,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .keyUnused(let path, let encrypted, let keys):
             "disk \(quoted(path)): \(keys) key\(keys == 1 ? " was" : "s were") given, but of the image and its backing files "
                 + (encrypted == 0 ? "none is encrypted" : "\(encrypted) \(encrypted == 1 ? "is" : "are") encrypted")
+        case .vhdSizeUnused(let path, let size):
+            "disk \(quoted(path)): the size \(size.rawValue) of a VHD was chosen, but neither the image nor a backing file is a VHD"
         case .key(.file(let path), let reason):
             "key file \(quoted(path)): \(reason)"
         case .key(.descriptor(let number), let reason):

@@ -75,6 +75,8 @@ final class Board: Sendable {
     let entry: UInt64
     /// What boots, in words.
     let bootDescription: String
+    /// A sentence about what the user may not have expected of the kernel's start; nil where there is nothing to say.
+    let bootWarning: String?
     /// Indicates whether the kernel's file itself says that it is Linux.
     let namesLinux: Bool
     /// The kernel's file, as messages call it.
@@ -141,6 +143,7 @@ final class Board: Sendable {
         kernelName = start.kernel?.name ?? ""
         bootDescription = start.description
         namesLinux = start.kernel?.namesLinux == true
+        bootWarning = start.warning
         self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
     }
 
@@ -151,6 +154,8 @@ final class Board: Sendable {
         var kernel: KernelImage?
         /// In words.
         var description: String
+        /// What the user may not have expected.
+        var warning: String?
         /// Devices that only firmware has.
         var ports: [AddressMap<any PortDevice>.Entry] = []
     }
@@ -165,7 +170,8 @@ final class Board: Sendable {
             let (state, kernel) = try Machine.load(files, parts.configuration, parts.memory, layout, registry, model)
             return Start(
                 state: state, kernel: kernel,
-                description: Machine.bootDescription(kernel, files, parts.configuration))
+                description: Machine.bootDescription(kernel, files, parts.configuration),
+                warning: Machine.warnOfUnseenDevices(kernel, files, parts.configuration, registry))
         }
         let contents = try Machine.firmwareConfiguration(parts, layout, registry, model)
         return Start(

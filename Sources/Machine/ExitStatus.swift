@@ -82,8 +82,8 @@ extension DiskImageError {
         switch self {
         // Another word on the command line changes it.
         case .formatUnknown, .formatContradicted, .sameDisk, .outside, .addressNotStated, .extentNotAllowed,
-            .backingNotAllowed, .dataFileNotAllowed, .dataFileUnused, .keyMissing, .keyUnused, .remoteAddress,
-            .impossible:
+            .backingNotAllowed, .dataFileNotAllowed, .dataFileUnused, .keyMissing, .keyUnused, .vhdSizeUnused,
+            .remoteAddress, .impossible:
             ExitStatus.usage
         // The file is not what a disk has to be.
         case .formatUnsupported, .notAFile, .notQCOW2, .notOfFormat, .extentName, .truncated, .invalid, .unsupported,

@@ -123,6 +123,21 @@ extension Machine {
         } catch { throw .boot(error) }
     }
 
+    /// A sentence about devices that nothing describes to the kernel; nil if it can find all of them.
+    static func warnOfUnseenDevices(
+        _ kernel: KernelImage, _ files: BootSource.Files, _ configuration: Configuration, _ registry: DeviceRegistry
+    ) -> String? {
+        let words = KernelCommandLine(files.commandLine), count = registry.slots.count { $0.mmio != nil }
+        guard kernel.isLinux, words.turnsACPIOff, count > 0, !words.hasWord(beginning: "virtio_mmio.device="),
+            configuration.isCommandLineRaw || configuration.discovery == .acpi
+        else { return nil }
+        return
+            "the kernel's command line has acpi=off and no virtio_mmio.device=, so Linux \(count == 1 ? "does not find the machine's device" : "finds none of the machine's \(count) devices"). "
+            + (configuration.isCommandLineRaw
+                ? "--cmdline instead of --cmdline-raw adds the words for each device"
+                : "--discovery cmdline adds the words for each device")
+    }
+
     static func identity(
         _ configuration: Configuration, _ layout: NodeLayout, _ model: CPUModel, _ memory: GuestMemory
     ) -> SMBIOSDescription {

@@ -80,6 +80,7 @@ public final class Machine: Sendable {
             debugger: debugger, control: control, firmware: firmware)
         let board = try Board(parts, waitsForDebugger: true)
         if board.namesLinux { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
+        if let warning = board.bootWarning { log.warning("\(warning)") }
         for slot in board.registry.slots { log.info("\(slot.description)") }
         log.info(
             "\(configuration.cpus) vCPU\(configuration.cpus == 1 ? "" : "s"), \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))"

@@ -127,7 +127,7 @@ struct VirtioSlot: Sendable {
             options.notice = options.report
             try options.namedFiles.checkDirectories()
             options.keys += try disk.keys.map { source throws(DiskImageError) in
-                try DiskKey(source, isInterrupted: options.isInterrupted)
+                try DiskKey(source, isInterrupted: options.isInterrupted, report: options.report)
             }
             let image =
                 try disk.isTransient

@@ -49,7 +49,9 @@ extension RunCommand {
         do throws(DiskImageError) {
             var options = disk.options
             options.readOnly = true
-            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
+            options.keys += try disk.keys.map { source throws(DiskImageError) in
+                try DiskKey(source, report: ImageTool.report)
+            }
             image = ImageContents(try DiskImage(path: disk.path, options: options))
         } catch { throw .disk(error) }
         do throws(FileSystemError) { return try BootMenu(DiskContents(ImageSource(image))) } catch {

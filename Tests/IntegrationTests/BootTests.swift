@@ -113,14 +113,26 @@ import Testing
         let word = "virtio_mmio.device=4K@0xd0000000:16"
         #expect(try commandLine(["--disk", disk]) == "console=ttyS0")
         #expect(
-            try commandLine(["--disk", disk, "--discovery", "acpi", "--cmdline", "acpi=off"])
-                == "console=ttyS0 acpi=off")
-        #expect(
             try commandLine(["--disk", disk, "--discovery", "cmdline", "--cmdline", "a -- b"])
                 == "console=ttyS0 a \(word) -- b")
         // A Linux with acpi=off would find none.
         #expect(try commandLine(["--disk", disk, "--cmdline", "acpi=off"]) == "console=ttyS0 acpi=off \(word)")
-        #expect(try commandLine(["--disk", disk, "--cmdline-raw", "acpi=off"]) == "acpi=off")
+        #expect(
+            try commandLine(["--disk", disk, "--cmdline-raw", "acpi=off \(word)"]) == "acpi=off \(word)")
+        #expect(try commandLine(["--cmdline-raw", "acpi=off"]) == "acpi=off")
+        // Where neither is so, that is said.
+        for (arguments, text, advice) in [
+            (["--cmdline-raw", "acpi=off"], "acpi=off", "--cmdline instead of --cmdline-raw"),
+            (["--discovery", "acpi", "--cmdline", "acpi=off"], "console=ttyS0 acpi=off", "--discovery cmdline"),
+        ] {
+            let machine = try Program.machine(["--kernel", kernel, "--disk", disk] + arguments)
+            try machine.expectEnd(0)
+            #expect(machine.output.text == text)
+            #expect(
+                machine.errors.text
+                    == "swkvm: warning: the kernel's command line has acpi=off and no virtio_mmio.device=, so Linux does not find the machine's device. \(advice) adds the words for each device\n"
+            )
+        }
 
         func disks(_ arguments: [String]) throws -> Int {
             let machine = try Program.machine(arguments + ["--disk", disk])

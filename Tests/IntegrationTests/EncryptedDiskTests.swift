@@ -146,6 +146,25 @@ import Testing
             "key descriptor 9: it is not open for reading", status: 66)
     }
 
+    /// A key that does not come is waited for, which is said; Ctrl-C ends that.
+    @Test func aKeyThatDoesNotComeIsNamed() throws {
+        try make(.swkvm)
+        let disk = directory("disk.qcow2")
+        var ends: [Int32] = [0, 0]
+        #expect(pipe(&ends) == 0)
+        let reading = FileDescriptor(owning: ends[0]), writing = FileDescriptor(owning: ends[1])
+        let machine = try Program.machine(["--disk", "\(disk),key-fd=9"], passing: [(reading.rawValue, 9)])
+        try machine.waitForError("waiting for the key from descriptor 9, or its end")
+        machine.send(signal: SIGINT)
+        #expect(try machine.waitForEnd() != .status(0), "\(machine.story)")
+        let tool = try Program(
+            [Host.swkvm, "image", "bench", "--key-fd", "9", disk], passing: [(reading.rawValue, 9)])
+        try tool.waitForError("waiting for the key from descriptor 9, or its end")
+        tool.send(signal: SIGINT)
+        #expect(try tool.waitForEnd() != .status(0), "\(tool.story)")
+        _ = consume writing
+    }
+
     @Test func whatIsNoKeyStartsNothing() throws {
         try make(.swkvm)
         try directory.write([], to: "empty")

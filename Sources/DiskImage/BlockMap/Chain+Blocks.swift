@@ -18,6 +18,7 @@ extension Chain {
         case .vhd:
             let footer = try VHDFooter(file, size: options.vhdSize)
             if count == 0 { vhdSizes = footer.sizes }
+            hasVHD = true
             if options.vhdSize == nil, let notice = footer.sizes.notice(options.vhdSizeOption) {
                 options.notice?("disk \"\(file.path.printable)\": \(notice)")
             }

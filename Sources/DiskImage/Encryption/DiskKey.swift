@@ -16,6 +16,13 @@ public enum KeySource: Sendable, Equatable {
         case .descriptor(let number): "descriptor \(number)"
         }
     }
+
+    fileprivate var sentenceName: String {
+        switch self {
+        case .file(let path): "the key from \(quoted(path))"
+        case .descriptor(let number): "the key from descriptor \(number)"
+        }
+    }
 }
 
 /// The key of an encrypted image: a password, or, with legacy AES encryption, the key itself.
@@ -35,8 +42,13 @@ public final class DiskKey: Sendable, Equatable {
     private let opened = OpenedKeys()
 
     /// Reads a key, which may wait for a user to type it.
-    /// - Parameter isInterrupted: as ``DiskImageOptions/isInterrupted``, for reading the key and for checking it.
-    public init(_ source: KeySource, isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(DiskImageError) {
+    /// - Parameters:
+    ///   - isInterrupted: as ``DiskImageOptions/isInterrupted``, for reading the key and for checking it.
+    ///   - report: hears once, in a sentence, that nothing has come for about a second.
+    public init(
+        _ source: KeySource, isInterrupted: @escaping @Sendable () -> Bool = { false },
+        report: ((String) -> Void)? = nil
+    ) throws(DiskImageError) {
         self.isInterrupted = isInterrupted
         switch source {
         case .file(let path):
@@ -46,7 +58,7 @@ public final class DiskKey: Sendable, Equatable {
                 guard case .system(_, let cause) = error else { throw error }
                 throw .key(source, reason: "\(cause)")
             }
-            (password, self.file) = try Self.read(file, source, isInterrupted)
+            (password, self.file) = try Self.read(file, source, isInterrupted, report)
         case .descriptor(let number):
             // The next file that is opened would have the number, and get what is written there: a disk would.
             guard number != STDOUT_FILENO, number != STDERR_FILENO else {
@@ -63,7 +75,7 @@ public final class DiskKey: Sendable, Equatable {
             }
             let descriptor =
                 number == STDIN_FILENO ? try Self.takeStandardInput(source) : FileDescriptor(owning: number)
-            (password, file) = try Self.read(descriptor, source, isInterrupted)
+            (password, file) = try Self.read(descriptor, source, isInterrupted, report)
         }
     }
 
@@ -78,14 +90,21 @@ public final class DiskKey: Sendable, Equatable {
     }
 
     private static func read(
-        _ file: borrowing FileDescriptor, _ source: KeySource, _ isInterrupted: () -> Bool
+        _ file: borrowing FileDescriptor, _ source: KeySource, _ isInterrupted: () -> Bool,
+        _ report: ((String) -> Void)?
     ) throws(DiskImageError) -> (SecretBytes, (name: String, identity: ImageFile.Identity)) {
         let status = try asking(source.name) { () throws(SystemCallError) in try file.status() }
         // Into memory of its own, as the size of a pipe's data is not known beforehand.
         var count = 0
+        // Tenths of a second, up to what is reported.
+        var waited = 0
         let room = try SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
             while count < memory.count {
-                while !isReadable(file) { if isInterrupted() { throw .openingInterrupted(path: source.name) } }
+                while !isReadable(file) {
+                    if isInterrupted() { throw .openingInterrupted(path: source.name) }
+                    waited += 1
+                    if waited == 10 { report?("waiting for \(source.sentenceName), or its end") }
+                }
                 // The rest of the memory.
                 let got = unsafe Glibc.read(file.rawValue, memory.from(count).start, memory.count - count)
                 if got < 0, errno == EINTR || errno == EAGAIN { continue }

@@ -17,6 +17,8 @@ struct Chain: ~Copyable {
     var chainLength = 0
     /// The two sizes of the topmost one, if it is a VHD.
     var vhdSizes: VHDSizes?
+    /// Indicates whether one of them is a VHD.
+    var hasVHD = false
     /// How many of them are encrypted.
     var encryptedCount = 0
 

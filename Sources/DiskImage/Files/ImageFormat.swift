@@ -140,8 +140,8 @@ public struct DiskImageOptions: Sendable {
     /// The keys of those images of the chain that are encrypted, the topmost first. The last one is also for all that
     /// follow.
     public var keys: [DiskKey] = []
-    /// Indicates whether a key for which there is no image is an error.
-    var usesAllKeys = true
+    /// Indicates whether a key, or a VHD's size, for which there is no image is an error.
+    var usesAll = true
     /// Indicates whether data is to be read or written. Without, encrypted images need no key.
     public var opensData = true
     /// The maximum number of hash computations to check a key: an image of unknown origin could require years.

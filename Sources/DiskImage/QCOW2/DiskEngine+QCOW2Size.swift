@@ -91,6 +91,7 @@ extension DiskEngine {
             }
         }
         // In memory the disk is as long as it will be: the added part can be prepared before the header includes it.
+        let dataSize = image.hasDataFile ? try? dataFile.size() : nil
         do throws(DiskImageError) {
             try image.reload(size: newSize)
             if image.hasDataFile { try growDataFile(to: newSize) }
@@ -103,6 +104,8 @@ extension DiskEngine {
             // All of it is beyond the end of the disk, and so not visible; its space is freed, best effort.
             _ = try? perform(.discard, at: oldSize, length: newSize - oldSize)
             _ = try? perform(.flush)
+            removeUnused(from: oldSize)
+            if let dataSize { _ = try? dataFile.truncate(to: dataSize) }
             do throws(DiskImageError) { try image.reload() } catch { image.failWriting(EIO) }
             throw error
         }
@@ -117,6 +120,40 @@ extension DiskEngine {
             throw error
         }
         try image.reload()
+    }
+
+    /// Takes what is beyond the end of the disk out of the tables, frees its clusters, and truncates the file after the
+    /// last one in use. Best effort: nothing of it is visible, and a failure costs space.
+    private func removeUnused(from size: UInt64) {
+        do throws(DiskImageError) {
+            let header = try image.readHeader(), file = tableFile
+            let scan = try QCOW2Scan.scan(header, file, fileSize: fileSize())
+            guard scan.report.errors == 0 else { return }
+            let l1 = try file.readL1(header, fileSize())
+            let kept = Int(header.l1Entries(for: size))
+            if kept < l1.count {
+                try file.writeTable(
+                    [UInt64](repeating: 0, count: l1.count - kept), at: header.l1Offset + UInt64(kept) * 8)
+            }
+            // Of the last table the clusters beyond the end in full; one that snapshots have too is not changed.
+            let tableSize = UInt64(1) << UInt64(header.clusterBits + header.l2Bits)
+            if size % tableSize != 0, kept <= l1.count, l1[kept - 1] & QCOW2Image.L1Entry.copied != 0 {
+                let words = header.hasExtendedL2 ? 2 : 1
+                let first = Int(header.clusters(for: size % tableSize)) * words
+                try file.writeTable(
+                    [UInt64](repeating: 0, count: Int(header.clusterSize / 8) - first),
+                    at: l1[kept - 1] & QCOW2Image.L1Entry.offset + UInt64(first) * 8)
+            }
+            try file.synchronize()
+            var check = QCOW2Check(header: header, file: file)
+            _ = try check.run(.leaks)
+            let left = try QCOW2Scan.scan(header, file, fileSize: fileSize())
+            var end = left.countedEnd
+            while end > 0, left.counts[end - 1] == 0, left.references[end - 1] == 0 { end -= 1 }
+            if left.report.errors == 0, end << UInt64(header.clusterBits) < left.fileSize {
+                try file.truncate(to: end << UInt64(header.clusterBits))
+            }
+        } catch {}
     }
 
     private func growDataFile(to newSize: UInt64) throws(DiskImageError) {

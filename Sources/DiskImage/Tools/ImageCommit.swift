@@ -46,7 +46,7 @@ public struct ImageCommit: Sendable {
         targetOptions.sparesCache = true
         targetOptions.report = options.report
         targetOptions.keys = options.keys(below: image)
-        targetOptions.usesAllKeys = false
+        targetOptions.usesAll = false
         let namer = image.namer
         let reader = try WindowReader(image, path, calls: calls)
         try copy(reader, target, choice, of: namer, targetOptions, progress)

@@ -189,6 +189,7 @@ public struct ImageConversion: Sendable {
             var options = DiskImageOptions(
                 readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true, namedFiles: sourceOptions.namedFiles)
             options.vhdSize = sourceOptions.vhdSize
+            options.usesAll = false
             options.notice = notice
             return try body(
                 DiskImage(

@@ -131,6 +131,7 @@ public struct ImageInformation: Sendable, Equatable {
         var options = DiskImageOptions(locking: locking, dataFile: dataFile)
         options.vhdSize = vhdSize
         try self.init(path: path, FormatChoice(format, of: path), options)
+        if let vhdSize, vhd == nil { throw .vhdSizeUnused(path: path, vhdSize) }
     }
 
     /// - Parameters:
@@ -141,6 +142,7 @@ public struct ImageInformation: Sendable, Equatable {
     ) throws(DiskImageError) {
         var options = options
         options.readOnly = true
+        options.usesAll = false
         let format = choice.format
         if NBDLocation.isAddress(path) {
             let image = try DiskImage(path: path, choice, of: image, options: options)
@@ -198,9 +200,9 @@ public struct ImageInformation: Sendable, Equatable {
         vhdSize: VHDSize? = nil,
         namedFiles: NamedFiles = NamedFiles()
     ) throws(DiskImageError) -> [ImageInformation] {
-        var chain = [
-            try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile, vhdSize: vhdSize)
-        ]
+        var options = DiskImageOptions(locking: locking, dataFile: dataFile)
+        options.vhdSize = vhdSize
+        var chain = [try ImageInformation(path: path, FormatChoice(format, of: path), options)]
         while let backing = chain[chain.count - 1].backing {
             let image = chain[chain.count - 1].path
             guard chain.count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: image) }
@@ -218,6 +220,7 @@ public struct ImageInformation: Sendable, Equatable {
                 throw .backing(of: image, error)
             }
         }
+        if let vhdSize, chain.allSatisfy({ $0.vhd == nil }) { throw .vhdSizeUnused(path: path, vhdSize) }
         return chain
     }
 }

@@ -70,6 +70,7 @@ public struct ImageRebase: Sendable {
                 try chain(
                     backingPath(backing.name, of: path), FormatChoice(backing), of: nil, backingKeys, before.remote)
             }, path, calls: calls)
+        if let size = options.vhdSize, !before.hasVHD, !after.hasVHD { throw .vhdSizeUnused(path: path, size) }
         for identity in engine.image.identities {
             if let other = after.path(of: identity) { throw .backing(of: path, .backingLoop(path: other)) }
         }
@@ -158,7 +159,7 @@ public struct ImageRebase: Sendable {
         var options = options
         options.readOnly = true
         options.keys = keys
-        options.usesAllKeys = false
+        options.usesAll = false
         options.dataFile = nil
         options.allowsDataFile = true
         options.sparesCache = true

@@ -43,6 +43,8 @@ final class WindowReader {
 
     /// nil for a disk of zeroes.
     private var reader: ImageReader?
+    /// Indicates whether one of the images is a VHD.
+    let hasVHD: Bool
     private let buffers: TransferBuffer
     private var readAhead: ReadAhead
     /// What is read when it is wanted, for each window.
@@ -54,6 +56,7 @@ final class WindowReader {
     init(_ image: DiskImage?, _ path: String, calls: FileCalls?) throws(DiskImageError) {
         buffers = try TransferBuffer(Self.count * Int(DiskWindow.size), path)
         readAhead = ReadAhead(buffers: Self.count, usesRing: calls == nil)
+        hasVHD = image?.hasVHD ?? false
         switch consume image {
         case .some(let image): reader = ImageReader(image, calls: calls ?? .host)
         case nil: reader = nil

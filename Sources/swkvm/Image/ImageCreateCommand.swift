@@ -83,6 +83,12 @@ struct ImageCreateCommand: ImageVerb {
         transform: ByteSize.init(parsing:))
     var size: ByteSize?
 
+    func validate() throws {
+        guard vhd.vhdSize == nil || (backing != nil && !unsafe) else {
+            throw ValidationError("The option --vhd-size requires --backing, without --unsafe.")
+        }
+    }
+
     func run() throws {
         let disk = try attempt { () throws(DiskImageError) in
             let format = try ImageFormat(format?.format, orExtensionOf: file)

@@ -71,6 +71,9 @@ struct ImageRebaseCommand: ImageVerb {
 
     func validate() throws {
         guard (backing == nil) == noBacking else { throw ValidationError("Specify --backing or --no-backing.") }
+        guard !unsafe || vhd.vhdSize == nil else {
+            throw ValidationError("The options --vhd-size and --unsafe cannot be combined.")
+        }
     }
 
     func run() throws {

@@ -20,7 +20,7 @@ struct KeyOptions: ParsableArguments {
 
     static func load(_ files: [String], _ descriptors: [Int32]) throws(DiskImageError) -> [DiskKey] {
         try (files.map(KeySource.file) + descriptors.map(KeySource.descriptor)).map { source throws(DiskImageError) in
-            try DiskKey(source)
+            try DiskKey(source, report: ImageTool.report)
         }
     }
 }

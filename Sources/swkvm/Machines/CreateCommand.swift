@@ -251,7 +251,9 @@ struct CreateCommand: MachineVerb {
             var options = image.options
             options.readOnly = true
             do throws(DiskImageError) {
-                options.keys = try image.keys.map { source throws(DiskImageError) in try DiskKey(source) }
+                options.keys = try image.keys.map { source throws(DiskImageError) in
+                    try DiskKey(source, report: ImageTool.report)
+                }
                 let smallest = try DiskImage(path: path, options: options).size
                 if let size, size.bytes < smallest {
                     throw .impossible(

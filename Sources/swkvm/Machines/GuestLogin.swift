@@ -38,7 +38,11 @@ enum GuestLogin {
     private static func distribution(of disk: Configuration.Disk) -> String? {
         var options = disk.options
         options.readOnly = true
-        guard let keys = try? disk.keys.map({ source throws(DiskImageError) in try DiskKey(source) }) else {
+        guard
+            let keys = try? disk.keys.map({ source throws(DiskImageError) in
+                try DiskKey(source, report: ImageTool.report)
+            })
+        else {
             return nil
         }
         options.keys += keys

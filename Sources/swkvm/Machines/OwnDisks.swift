@@ -28,7 +28,7 @@ struct OwnDisk {
                 $0.utf8.first == UInt8(ascii: "/") ? $0 : "\(files.directory)/\($0)"
             }
             options.namedFiles.stated += [path] + (options.dataFile.map { [$0] } ?? [])
-            for source in argument.disk.keys { options.keys.append(try DiskKey(source)) }
+            for source in argument.disk.keys { options.keys.append(try DiskKey(source, report: ImageTool.report)) }
             options.report = ImageTool.report
             var list = OptionList(value)
             _ = list.takeFirst()

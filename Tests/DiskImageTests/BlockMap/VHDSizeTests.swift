@@ -167,6 +167,37 @@ import Testing
         else { Issue.record("it has no room"); return }
     }
 
+    /// A choice between sizes that no image of the chain has is a mistake; a VHD below makes it none.
+    @Test func withoutAVHDTheChoiceIsRefused() throws {
+        let contents = randomBytes(1 << 20, seed: 4)
+        let disk = try directory.write("disk.raw", contents), overlay = directory.file("overlay.qcow2")
+        let vhd = try directory.write(
+            "disk.vhd", contents + footer("win ", current: UInt64(contents.count), Geometry(atMost: 1 << 11)))
+        var options = readOnly
+        options.vhdSize = .chs
+        #expect(openError(disk, options) == .vhdSizeUnused(path: disk, .chs))
+        qemuImage("create", "-q", "-f", "qcow2", "-b", disk, "-F", "raw", overlay)
+        #expect(openError(overlay, options) == .vhdSizeUnused(path: overlay, .chs))
+        #expect(throws: DiskImageError.vhdSizeUnused(path: overlay, .chs)) {
+            try ImageInformation.chain(path: overlay, locking: false, vhdSize: .chs, namedFiles: .anywhere)
+        }
+        for path in [disk, overlay] {
+            #expect(throws: DiskImageError.vhdSizeUnused(path: path, .current)) {
+                try ImageInformation(path: path, locking: false, vhdSize: .current)
+            }
+        }
+        var rebase = ImageRebase(path: overlay)
+        rebase.options.namedFiles = .anywhere
+        rebase.options.vhdSize = .current
+        #expect(throws: DiskImageError.vhdSizeUnused(path: overlay, .current)) { try rebase.run() }
+        rebase.backing = try BackingReference(name: vhd, stated: .vhd)
+        try rebase.run()
+        options.namedFiles = .anywhere
+        _ = try DiskImage(path: overlay, options: options)
+        #expect(
+            try ImageInformation.chain(path: overlay, locking: false, vhdSize: .chs, namedFiles: .anywhere).count == 2)
+    }
+
     /// The geometry of all large disks says nothing of their size.
     @Test func theLargestGeometryCounts() throws {
         let contents = randomBytes(1 << 20, seed: 3)

@@ -150,6 +150,64 @@ import Testing
         #expect(try directory.read("disk.raw") == Array(contents[..<512]))
     }
 
+    /// A host that takes no more bytes in the middle of the preallocation: the image is as it was, its file as long.
+    @Test(
+        arguments: [
+            "cluster_size=4k", "cluster_size=64k", "cluster_size=4k,compat=0.10", "cluster_size=64k,extended_l2=on",
+            "cluster_size=512,refcount_bits=1",
+        ], [Preallocation.metadata, .falloc, .full])
+    func aFailedPreallocationLeavesTheFileAsItWas(options: String, preallocation: Preallocation) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(512 << 10 | 512)")
+        let contents = randomBytes(512 << 10 | 512, seed: 6)
+        var limit = Int.max
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            try engine.write(0, contents)
+        }
+        let before = try FileDescriptor.open(path, O_RDONLY).status().st_size
+        for extra in [0, 512, 100 << 10, 3 << 20] {
+            limit = Int(before) + extra
+            do {
+                var engine = try DiskEngine(
+                    DiskImage(path: path, options: unlocked), depth: 4, segments: 4, calls: Self.limited(to: limit))
+                #expect(throws: DiskImageError.self) { try engine.resize(to: 16 << 20, preallocation: preallocation) }
+                #expect(engine.image.exactSize == 512 << 10 | 512)
+                #expect(try engine.readAll() == contents)
+            }
+            // A longer L1 table may have been placed, with what counts it.
+            let room = options.hasPrefix("cluster_size=64k") ? 0 : 64 << 10
+            let after = try FileDescriptor.open(path, O_RDONLY).status().st_size
+            #expect(after <= Int(before) + room, "\(extra)")
+            expectSound(path)
+        }
+        #expect(try self.contents(path) == contents)
+        // It can be gone on with.
+        var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+        try engine.resize(to: 16 << 20, preallocation: preallocation)
+        #expect(try engine.readAll() == contents + [UInt8](repeating: 0, count: 16 << 20 - contents.count))
+        _ = consume engine
+        expectSound(path)
+    }
+
+    /// The calls of a file system in which a file has at most so many bytes.
+    private static func limited(to limit: Int) -> FileCalls {
+        let calls = FileCalls.host
+        return unsafe FileCalls(
+            read: calls.read,
+            write: { file, vectors, count, offset in
+                var bytes = 0
+                for index in 0..<Int(count) { unsafe bytes += vectors[index].iov_len }
+                return unsafe Int(offset) + bytes > limit
+                    ? -Int(ENOSPC) : calls.write(file, vectors, count, offset)
+            },
+            synchronize: calls.synchronize,
+            allocate: { file, mode, offset, length in
+                mode == 0 && Int(offset + length) > limit ? -Int(ENOSPC) : calls.allocate(file, mode, offset, length)
+            },
+            truncate: { file, size in Int(size) > limit ? -Int(ENOSPC) : calls.truncate(file, size) })
+    }
+
     /// A file system that is too small for what is to be set aside: the disk stays as it was, and so does the space.
     @Test(.enabled(if: getuid() == 0, "a file system of its own needs root")) func aFullFileSystemLeavesTheDiskAsItWas()
         throws
@@ -163,18 +221,24 @@ import Testing
             let path = "\(mount)/\(name)"
             qemuImage("create", "-q", "-f", format, path, "512k")
             let contents = randomBytes(512 << 10, seed: 5)
+            var before: Int?
             do {
                 var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
                 try engine.write(0, contents)
                 try engine.perform(.flush)
-                #expect(throws: DiskImageError.self) { try engine.resize(to: 8 << 20, preallocation: .full) }
+                before = try FileDescriptor.open(path, O_RDONLY).status().st_size
+                for mode in [Preallocation.full, .falloc] {
+                    #expect(throws: DiskImageError.self) { try engine.resize(to: 8 << 20, preallocation: mode) }
+                }
                 let size = engine.image.size
                 #expect(size == 512 << 10)
                 #expect(try engine.readAll() == contents)
                 try engine.write(0, contents)
             }
             if format == "qcow2" { expectSound(path) }
-            #expect(try FileDescriptor.open(path, O_RDONLY).status().st_blocks < 3 << 10)
+            let status = try FileDescriptor.open(path, O_RDONLY).status()
+            #expect(status.st_blocks < 3 << 10)
+            #expect(status.st_size <= before ?? 0, "\(name)")
             #expect(run(["rm", path]).status == 0)
         }
     }

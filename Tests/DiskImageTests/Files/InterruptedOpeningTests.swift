@@ -35,6 +35,24 @@ import Testing
         #expect(isGivenUp { _ = try DiskKey(.descriptor(ends[0]), isInterrupted: impatient()) })
     }
 
+    /// Who waits for a key hears of it, once.
+    @Test func aKeyThatDoesNotComeIsReported() throws {
+        var ends: [Int32] = [0, 0]
+        #expect(pipe(&ends) == 0)
+        defer { close(ends[1]) }
+        let asked = Counter()
+        var reports: [(String, Int)] = []
+        #expect(
+            isGivenUp {
+                _ = try DiskKey(
+                    .descriptor(ends[0]),
+                    isInterrupted: { asked.count.add(1, ordering: .relaxed).newValue > 25 },
+                    report: { reports.append(($0, asked.count.load(ordering: .relaxed))) })
+            })
+        #expect(
+            reports.map(\.0) == ["waiting for the key from descriptor \(ends[0]), or its end"] && reports[0].1 == 10)
+    }
+
     /// A key that comes late, and in two pieces, is a key.
     @Test func aNamedPipeWithAKey() throws {
         let path = directory.file("key")
