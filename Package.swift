@@ -56,7 +56,11 @@ let package = Package(
         // Configuration space, bridge and MSI-X; knows nothing of KVM.
         module("PCI", ["Linux"]),
         module("Virtio", ["CLinux", "Linux", "GuestMemory", "PCI"]),
-        module("Devices", ["CLinux", "Linux", "Platform", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
+        // What a guest reads over its network: HTTP, TCP and ARP in frames; opens nothing itself.
+        module("Metadata", ["Linux"]),
+        module(
+            "Devices",
+            ["CLinux", "Linux", "Platform", "GuestMemory", "Virtio", "DiskImage", "HostNetwork", "Metadata"]),
         module("Boot", ["CLinux", "Linux", "Platform", "GuestMemory", "CZlib"]),
         // A disk that tells a guest's cloud-init what to do; knows nothing of machines.
         module("CloudInit", ["CCrypto", "Linux"]),
@@ -77,14 +81,14 @@ let package = Package(
             "Machine",
             [
                 "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "FileSystems",
-                "HostNetwork", "PCI", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote", "Sandbox",
+                "HostNetwork", "PCI", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote", "Sandbox", "Metadata",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .executableTarget(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
-                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory", "DomainXML",
+                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory", "DomainXML", "Metadata",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -105,7 +109,7 @@ let package = Package(
             name: "FuzzTargets",
             dependencies: [
                 "TestSupport", "Boot", "Devices", "GuestMemory", "DiskImage", "FileSystems", "PCI", "Virtio",
-                "HostNetwork", "GDBRemote", "DomainXML",
+                "HostNetwork", "GDBRemote", "DomainXML", "Metadata",
                 "Linux", "CLinux", "CZlib",
             ],
             path: "Tests/Fuzz/Targets",
@@ -134,6 +138,7 @@ let package = Package(
         // Has the host refuse a system call to a thread of the test process.
         .target(name: "CSystemCallFilter", path: "Tests/SystemCallFilter"),
         tests("LinuxTests", ["TestSupport", "Linux", "CLinux", "CSystemCallFilter"]),
+        tests("MetadataTests", ["TestSupport", "Metadata"]),
         tests("KVMTests", ["TestSupport", "KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["TestSupport", "GuestMemory", "Linux", "CLinux"]),
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
@@ -146,7 +151,7 @@ let package = Package(
         tests(
             "DevicesTests",
             [
-                "TestSupport", "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux",
+                "TestSupport", "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "Metadata",
                 "CAllocationCounter",
                 "CSystemCallFilter",
             ]),

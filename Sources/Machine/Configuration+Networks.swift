@@ -40,6 +40,7 @@ extension Configuration {
         var taps: Set<[String]> = [], descriptors: Set<Int32> = [], addresses: Set<MACAddress> = []
         var ports: Set<[Int]> = []
         for network in networks {
+            if metadata != nil, network.queues > 1 { throw .networks(.queuesWithMetadata(network.queues)) }
             switch network.backend {
             case .tap(let name?, _, _):
                 guard taps.insert([network.namespace ?? "", name.text]).inserted else {
@@ -110,9 +111,12 @@ extension Configuration {
         case sameDescriptor(Int32)
         case sameAddress(MACAddress)
         case samePort(UInt16, isUDP: Bool)
+        case queuesWithMetadata(Int)
 
         public var description: String {
             switch self {
+            case .queuesWithMetadata(let queues):
+                "metadata is served with one pair of queues; queues=\(queues) was requested"
             case .sameTAP(let name): "two network interfaces use the TAP \(name): give each a TAP of its own"
             case .sameDescriptor(let number):
                 "two network interfaces use the descriptor \(number): give each one of its own"

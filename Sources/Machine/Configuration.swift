@@ -45,6 +45,8 @@ public struct Configuration: Sendable {
     /// The files that the seed was made from, each with the option that named it.
     public var seedFiles: [(option: String, path: String)] = []
     public var networks: [Network]
+    /// What the guest finds at an address of the links of its interfaces; nil for nothing.
+    public var metadata: MetadataService?
     /// Whether the machine was given its name; nil: unless it is the usual one.
     public var isNamed: Bool?
     /// A source of random numbers for the guest; nil for none.

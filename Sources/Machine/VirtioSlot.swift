@@ -204,7 +204,8 @@ struct VirtioSlot: Sendable {
         do throws(SystemCallError) {
             return try NetworkDevice(
                 name: "net\(index)", address: address, attachment: attachment,
-                isAddressLocked: network.isMACLocked, limits: network.limits, events: events(log, configuration))
+                isAddressLocked: network.isMACLocked, limits: network.limits, metadata: configuration.metadata,
+                events: events(log, configuration))
         } catch { throw .host(purpose: "create the descriptors of net\(index)", error) }
     }
 

@@ -214,7 +214,7 @@ enum ForeignWords {
         ("overcommit", .use("--prealloc", note: "--cgroup PATH,memory=SIZE limits the memory of the process")),
         ("metrics-path", .use("--metrics PATH")),
         (
-            "api-sock api-socket no-api config-file metadata boot-timer module start-time-us "
+            "api-sock api-socket no-api config-file boot-timer module start-time-us "
                 + "start-time-cpu-us",
             .unavailable("a machine is configured on the command line only")
         ),

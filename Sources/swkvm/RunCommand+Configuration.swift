@@ -82,6 +82,15 @@ extension RunCommand {
         if net.count > 1, net.contains(where: { $0.network == nil }) {
             throw ValidationError("the option --net none cannot be combined with another --net")
         }
+        if metadata != nil {
+            guard !configuration.networks.isEmpty else {
+                throw ValidationError("the option --metadata requires a network interface: specify --net")
+            }
+            if let queues = net.compactMap(\.network?.queues).first(where: { $0 > 1 }) {
+                throw ValidationError(
+                    "the option --metadata requires interfaces with one pair of queues; queues=\(queues) was requested")
+            }
+        }
         do throws(MachineError) { try Configuration(networks: net.compactMap(\.network)).checkNetworks() } catch {
             throw ValidationError(error.description)
         }
@@ -130,6 +139,7 @@ extension RunCommand {
         }
         machine.countsExits = trace.contains(.exits)
         machine.seedFiles = seed.files
+        if let metadata { machine.seedFiles.append(("--metadata", metadata.path)) }
         return machine
     }
 

@@ -63,6 +63,7 @@ extension RunCommand {
             "disk", .repeatableValue, reset: { $0.disk = [] }, store: { $0.disk.append(try DiskArgument(parsing: $1)) }),
         Rule(
             "net", .repeatableValue, reset: { $0.net = [] }, store: { $0.net.append(try NetworkArgument(parsing: $1)) }),
+        Rule("metadata", reset: { $0.metadata = nil }, store: { $0.metadata = try MetadataArgument(parsing: $1) }),
         Rule("rng", .optionalValue, reset: { $0.rng = nil }, store: { $0.rng = EntropyArgument(argument: $1) }),
         Rule("balloon", reset: { $0.balloon = nil }, store: { $0.balloon = try BalloonArgument(parsing: $1) }),
         Rule(

@@ -9,6 +9,7 @@ internal import HostNetwork
 internal import Linux
 internal import Logging
 internal import Machine
+internal import Metadata
 internal import Sandbox
 internal import Virtio
 
@@ -213,6 +214,17 @@ struct RunCommand: ParsableCommand {
     var net: [NetworkArgument] = []
 
     @Option(
+        help: ArgumentHelp(
+            """
+            Serve this JSON file (up to \(MetadataStore.defaultLimit) bytes) to the guest by HTTP at 169.254.169.254, or at address=, which answers on \
+            all of its interfaces and is not on the host's networks. version=2 requires the token of a session, as Firecracker's MMDS and clouds do; 1 by default. \
+            A comma in FILE is written twice.
+            """,
+            valueName: "file[,version=1|2][,address=A]"),
+        completion: MetadataArgument.completion, transform: MetadataArgument.init(parsing:))
+    var metadata: MetadataArgument?
+
+    @Option(
         defaultAsFlag: EntropyArgument.unlimited, parsing: .next,
         help: ArgumentHelp(
             "Add a virtio-rng device, backed by the host's random number generator; max-bytes=SIZE[,period=MS] limits its rate.",
@@ -379,6 +391,10 @@ struct RunCommand: ParsableCommand {
             for warning in seed?.warnings ?? [] { log.warning("\(warning)") }
             configuration.seed = seed?.image
         } catch {
+            output.say(error.description, level: .critical)
+            throw ExitCode(ExitStatus.noInput)
+        }
+        do throws(ArgumentProblem) { configuration.metadata = try metadata?.service() } catch {
             output.say(error.description, level: .critical)
             throw ExitCode(ExitStatus.noInput)
         }

@@ -179,8 +179,9 @@ import Testing
         for option in [
             "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel",
             "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--virtqueues", "--discovery", "--disk", "--net",
-            "--rng", "--balloon", "--console", "--boot", "--firmware", "--append", "--sandbox", "--run-as", "--ssh-key",
-            "--user",
+            "--rng", "--balloon", "--console", "--boot", "--firmware", "--append", "--metadata", "--sandbox",
+            "--run-as",
+            "--ssh-key", "--user",
             "--password-file", "--hostname", "--user-data", "--meta-data", "--network-config",
             "--gdb", "--trace", "--cgroup",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",

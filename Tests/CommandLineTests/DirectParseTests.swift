@@ -32,6 +32,9 @@ import Testing
             "tap=t3,queues=4", "tap=t4,queues=9", "fd=5:6:7", "fd=5:", "fd=8:9,queues=3", "fd=5:5",
             "tap=t5,mac-lock=on", "tap=t6,mac-lock", "fd=7,rx-bps=1M,tx-pps=1000", "tap=t7,rx-pps-burst=1",
         ],
+        "metadata": [
+            "m.json", "a,,b", "m,version=2", "m,version=3", "m,address=169.254.1.2", "m,address=10.0.0.1", "m,x", "",
+        ],
         "ssh-key": ["id.pub", "a=b.pub", ""], "user": ["alice", "_b-1", "Alice", ""],
         "password-file": ["p", "/dev/fd/3", ""], "hostname": ["web1", "web1.example.org", "-x", "a_b", ""],
         "user-data": ["u", "-"], "meta-data": ["m", ""], "network-config": ["n", ""],
@@ -90,7 +93,7 @@ import Testing
             #expect(contents(direct) == contents(try RunCommand.parse(line)), "\(line)")
         }
         // These need another option.
-        let isDependent = name == "initrd" || name == "boot" || name.hasPrefix("metrics-")
+        let isDependent = name == "initrd" || name == "boot" || name == "metadata" || name.hasPrefix("metrics-")
         #expect(taken > 0 || isDependent)
     }
 

@@ -3,6 +3,7 @@
 import CAllocationCounter
 import GuestMemory
 import Linux
+import Metadata
 import TestSupport
 import Testing
 
@@ -59,17 +60,21 @@ import Testing
         let activation = Activation(
             features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
             interrupts: interrupts, doorbells: [], counters: device)
+        // For whose address none of the frames is.
+        let link = try MetadataLink(MetadataService(MetadataStore()))
         var receive = ReceivePath(
             tap: socket.rawValue, headerSize: isStream ? 0 : 12,
             reader: isStream ? try FrameReader(socket: socket.rawValue) : nil, spill: try ReceivePath.makeSpill(),
-            coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none)
+            coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none,
+            metadata: link)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)
         receive.mode.longestFrame = 1530
         receive.start(try activation.makeQueue(0), interrupts.queues[0])
         var transmit = TransmitPath(
             tap: socket.rawValue, headerSize: isStream ? 0 : 12,
             writer: isStream ? try FrameWriter(socket: socket.rawValue) : nil, queueSize: 64,
-            coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none)
+            coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none,
+            metadata: link)
         transmit.start(try activation.makeQueue(1), interrupts.queues[1])
         // On a stream with its length, 1500, in place of the header.
         let frame = (isStream ? [0, 0, 5, 0xdc] : plainHeader) + frame(1500)

@@ -52,12 +52,13 @@ final class NetworkDriver {
 
     init(
         _ attachment: consuming NetworkAttachment, address: String = "52:54:00:00:00:02", isAddressLocked: Bool = false,
-        limits: NetworkLimits = .none
+        limits: NetworkLimits = .none, metadata: MetadataService? = nil
     ) throws {
         memory = try GuestMemory(size: 16 << 20)
         device = try NetworkDevice(
             name: "net0", address: MACAddress(parsing: address), attachment: attachment,
-            isAddressLocked: isAddressLocked, limits: limits, events: DeviceEvents(log: lines.add))
+            isAddressLocked: isAddressLocked, limits: limits, metadata: metadata,
+            events: DeviceEvents(log: lines.add))
         try device.start()
         transport = try MMIOTransport(device: device, memory: memory)
     }
@@ -292,13 +293,15 @@ final class Wire {
 
     /// A card and the other end of its wire.
     static func make(
-        headerSize: Int = 12, mtu: Int = 1500, isAddressLocked: Bool = false, limits: NetworkLimits = .none
+        headerSize: Int = 12, mtu: Int = 1500, isAddressLocked: Bool = false, limits: NetworkLimits = .none,
+        metadata: MetadataService? = nil
     ) throws -> (driver: NetworkDriver, wire: Wire) {
         let (wire, card) = try open()
         let tap = TAPDevice(FileDescriptor(owning: card), name: try InterfaceName("wire"), headerSize: headerSize)
         return (
             try NetworkDriver(
-                NetworkAttachment(tap: tap, mtu: mtu), isAddressLocked: isAddressLocked, limits: limits), wire
+                NetworkAttachment(tap: tap, mtu: mtu), isAddressLocked: isAddressLocked, limits: limits,
+                metadata: metadata), wire
         )
     }
 
@@ -339,7 +342,7 @@ final class Wire {
     /// Whether a frame has come by now.
     var isReadable: Bool { waitForFrame(milliseconds: 0) }
 
-    private func waitForFrame(milliseconds: Int32) -> Bool {
+    func waitForFrame(milliseconds: Int32) -> Bool {
         var waiting = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
         return unsafe poll(&waiting, 1, milliseconds) == 1
     }

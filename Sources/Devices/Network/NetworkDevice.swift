@@ -32,14 +32,16 @@ public final class NetworkDevice: VirtioDevice {
     ///   - attachment: the TAP; it is let go when the device is.
     ///   - isAddressLocked: the driver cannot change its address, and frames from another one are dropped.
     ///   - limits: of all pairs of queues together.
+    ///   - metadata: answers the guest at an address of the link; only with one pair of queues.
     ///   - events: gets what the log reports about the device.
     public init(
         name: String, address: MACAddress, attachment: consuming NetworkAttachment, isAddressLocked: Bool = false,
-        limits: NetworkLimits = .none, events: DeviceEvents = .none
+        limits: NetworkLimits = .none, metadata: MetadataService? = nil, events: DeviceEvents = .none
     ) throws(SystemCallError) {
         self.name = name
         features = .offered(before: attachment, withOffloads: attachment.offloads.isOn)
         let pairs = attachment.queueCount
+        precondition(metadata == nil || pairs == 1)
         let sizes = Array(repeating: Self.queueSize, count: QueueLayout(pairs: pairs).control) + [Self.controlQueueSize]
         let port = NetworkPort(
             attachment, address: address, isAddressLocked: isAddressLocked, limits: limits, events: events)
@@ -49,7 +51,8 @@ public final class NetworkDevice: VirtioDevice {
             others.append(try DeviceWorker(name: "\(name).\(pair)", engine: engine, events: events))
         }
         let first = try NetworkEngine(
-            port: port, pair: 0, queueSizes: sizes, others: others.isEmpty ? nil : PairSwitch(others))
+            port: port, pair: 0, queueSizes: sizes, others: others.isEmpty ? nil : PairSwitch(others),
+            metadata: metadata)
         workers = [try DeviceWorker(name: name, engine: first, events: events)] + others
         maximumQueueSizes = sizes
         self.port = port

@@ -22,6 +22,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         /// What has waited for the limits may continue.
         static let receiveLimit = DeviceWorkerToken.firstOfEngine + 5
         static let transmitLimit = DeviceWorkerToken.firstOfEngine + 6
+        /// The guest has not acknowledged in time what the metadata's endpoint has sent.
+        static let metadata = DeviceWorkerToken.firstOfEngine + 7
     }
 
     private let port: NetworkPort
@@ -35,6 +37,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var receive: ReceivePath
     private var transmit: TransmitPath
     private var control: NetworkControl
+    /// What both directions use; nil without metadata.
+    private let metadata: MetadataLink?
     private var activation: Activation?
     private(set) var queueAtWork: Int
     /// Listens from the start, and is heard from the first activation on. Also while no driver is active.
@@ -49,8 +53,13 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Frames are moved within one call. One that waits for buffers of the driver is held in memory of ours.
     let isQuiet = true
 
-    /// - Parameter others: of the first pair's engine, if there are other pairs.
-    init(port: NetworkPort, pair: Int, queueSizes: [UInt16], others: PairSwitch?) throws(SystemCallError) {
+    /// - Parameters:
+    ///   - others: of the first pair's engine, if there are other pairs.
+    ///   - metadata: if there are none.
+    init(
+        port: NetworkPort, pair: Int, queueSizes: [UInt16], others: PairSwitch?, metadata: MetadataService? = nil
+    ) throws(SystemCallError) {
+        let link = try metadata.map { service throws(SystemCallError) in try MetadataLink(service) }
         let again = try EventFD()
         let spill = try ReceivePath.makeSpill()
         let socket = port.attachment.isStream ? port.attachment.descriptor(ofQueue: pair) : nil
@@ -60,6 +69,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         let transmitCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.transmit(ofPair: pair)])
         let receiveThrottle = try Throttle(port.receiveLimiter)
         let transmitThrottle = try Throttle(port.transmitLimiter)
+        self.metadata = link
         self.again = again
         self.port = port
         self.pair = pair
@@ -74,12 +84,12 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         receive = ReceivePath(
             tap: tap, headerSize: headerSize, reader: reader, spill: spill, coalescer: receiveCoalescer,
             counters: port.counters,
-            pair: pair, events: port.events, throttle: receiveThrottle)
+            pair: pair, events: port.events, throttle: receiveThrottle, metadata: link)
         transmit = TransmitPath(
             tap: tap, headerSize: headerSize, writer: writer, queueSize: queueSizes[transmitQueue],
             coalescer: transmitCoalescer,
             counters: port.counters, pair: pair, events: port.events, lockedSource: port.lockedAddress,
-            throttle: transmitThrottle)
+            throttle: transmitThrottle, metadata: link)
         control = NetworkControl(queueSize: controlQueueSize, pairs: others)
     }
 
@@ -98,6 +108,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             }
             if let timer = receive.limitTimer { try epoll.add(timer, .input, token: Token.receiveLimit) }
             if let timer = transmit.limitTimer { try epoll.add(timer, .input, token: Token.transmitLimit) }
+            if let metadata { try epoll.add(metadata.descriptor, .input, token: Token.metadata) }
         } catch { return fail(error) }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(withoutDriver: true) == .gone { lose() }
@@ -141,6 +152,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         for descriptor in [again.rawValue, receive.timer, transmit.timer] { epoll.remove(descriptor) }
         if let timer = receive.limitTimer { epoll.remove(timer) }
         if let timer = transmit.limitTimer { epoll.remove(timer) }
+        if let metadata {
+            epoll.remove(metadata.descriptor)
+            metadata.reset()
+        }
         port.resetCoalescing(ofPair: pair)
         isReceiving = false
         if pair == 0 {
@@ -249,6 +264,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case Token.transmitLimit:
             transmit.expireLimit()
             if !isPaused, !wanted.contains(.output) { try moveOut() }
+        case Token.metadata:
+            metadata?.expire()
+            // After a pause each queue is checked.
+            if !isPaused { try moveIn() }
         case Token.again:
             again.drain()
             // After a pause each queue is checked.
@@ -272,6 +291,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func moveIn() throws(VirtqueueError) {
         guard let activation, isReceiving, !port.isRemoved else { return }
         queueAtWork = receiveQueue
+        defer { metadata?.setTimer() }
         let outcome =
             port.isLinkUp
             ? try receive.run(activation) : receive.discard(withoutDriver: false)
@@ -296,6 +316,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             wanted.remove(.output)
             again.signal()
         }
+        if metadata?.hasFrame == true { try moveIn() }
     }
 
     private mutating func serveControl() throws(VirtqueueError) {

@@ -74,6 +74,8 @@ struct ReceivePath: ~Copyable {
     private var tally = Tally()
     /// nil without limits.
     private var throttle: Throttle?
+    /// nil without metadata.
+    private let metadata: MetadataLink?
     var mode = Mode()
 
     /// - Parameters:
@@ -82,11 +84,13 @@ struct ReceivePath: ~Copyable {
     ///   - coalescer: of the receive queue.
     ///   - pair: whose frames are counted.
     ///   - throttle: nil without limits.
+    ///   - metadata: nil without it.
     init(
         tap: Int32, headerSize: Int, reader: consuming FrameReader? = nil, spill: consuming Mapping,
         coalescer: consuming InterruptCoalescer, counters: NetworkCounters, pair: Int, events: DeviceEvents,
-        throttle: consuming Throttle? = nil
+        throttle: consuming Throttle? = nil, metadata: MetadataLink? = nil
     ) {
+        self.metadata = metadata
         limitTimer = throttle?.descriptor
         self.throttle = throttle
         self.events = events
@@ -176,6 +180,12 @@ struct ReceivePath: ~Copyable {
             if throttle != nil, throttle?.mayStart() == false { return .limited }
             budget -= 1
             let count: Int
+            if let packet = metadata?.nextPacket() {
+                count = unsafe packet.withUnsafeBytes { unsafe take($0) }
+                if throttle != nil { throttle?.charge(bytes: UInt64(max(0, count - Int(PacketHeader.size)))) }
+                place(count, isInWindow: true, &queue)
+                continue
+            }
             if reader == nil {
                 count = read()
                 if count <= 0 {
@@ -187,7 +197,7 @@ struct ReceivePath: ~Copyable {
                 count = takeFromStream()
             }
             if throttle != nil { throttle?.charge(bytes: UInt64(max(0, count - Int(PacketHeader.size)))) }
-            place(count, &queue)
+            place(count, isInWindow: headerSize != 0 || reader != nil, &queue)
         }
         return .paused
     }
@@ -222,6 +232,11 @@ struct ReceivePath: ~Copyable {
     /// Copies that frame to where a TAP's would be read: into the window and then the spill.
     private mutating func takeFromStream() -> Int {
         guard reader != nil, let packet = unsafe reader?.packet else { return 0 }
+        return unsafe take(packet)
+    }
+
+    /// Copies a packet, which is shorter than the spill, into the window and then the spill.
+    private func take(_ packet: UnsafeRawBufferPointer) -> Int {
         let inBuffers = unsafe window.buffers.copy(from: packet)
         if inBuffers < packet.count, let first = packet.baseAddress {
             // The longest packet of a stream is shorter than the spill.
@@ -239,8 +254,8 @@ struct ReceivePath: ~Copyable {
     }
 
     /// Delivers a frame of `count` bytes that was just read, or keeps it until it can be.
-    private mutating func place(_ count: Int, _ queue: inout Virtqueue) {
-        let isInWindow = headerSize != 0 || reader != nil
+    /// - Parameter isInWindow: as much of it as there is room for; otherwise all is in the spill.
+    private mutating func place(_ count: Int, isInWindow: Bool, _ queue: inout Virtqueue) {
         let inBuffers = isInWindow ? Int(min(UInt64(count), window.byteCount)) : 0
         let spilled = count - inBuffers
         // A frame that fills the spill has lost its end.

@@ -52,6 +52,8 @@ struct TransmitPath: ~Copyable {
     private let lockedSource: MACAddress?
     /// nil without limits.
     private var throttle: Throttle?
+    /// nil without metadata.
+    private let metadata: MetadataLink?
     /// What the driver negotiated.
     var features: FeatureSet = []
 
@@ -61,11 +63,13 @@ struct TransmitPath: ~Copyable {
     ///   - pair: whose frames are counted.
     ///   - lockedSource: the only source that frames may have; nil: any.
     ///   - throttle: nil without limits.
+    ///   - metadata: nil without it.
     init(
         tap: Int32, headerSize: Int, writer: consuming FrameWriter? = nil, queueSize: UInt16,
         coalescer: consuming InterruptCoalescer, counters: NetworkCounters, pair: Int, events: DeviceEvents,
-        lockedSource: MACAddress? = nil, throttle: consuming Throttle? = nil
+        lockedSource: MACAddress? = nil, throttle: consuming Throttle? = nil, metadata: MetadataLink? = nil
     ) {
+        self.metadata = metadata
         limitTimer = throttle?.descriptor
         self.throttle = throttle
         self.lockedSource = lockedSource
@@ -172,6 +176,11 @@ struct TransmitPath: ~Copyable {
         var frame = packet
         frame.removeFirst(PacketHeader.size)
         let length = frame.byteCount
+        if let metadata, metadata.takes(frame) {
+            tally.frames += 1
+            tally.bytes += length
+            return true
+        }
         var ethernet: EthernetHeader?
         if let lockedSource {
             guard let own = EthernetHeader(removedFrom: &frame), own.source == lockedSource.rawValue else {

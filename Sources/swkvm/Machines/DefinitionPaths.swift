@@ -40,7 +40,8 @@ enum DefinitionPaths {
         case "kernel" where value != RunCommand.bundled: return Definition.Option(option.name, absolute(value))
         case let name where paths.contains(name): return Definition.Option(name, absolute(value))
         case "disk": return Definition.Option(option.name, absolute(list: value) { absolute(disk: $0) })
-        case "cgroup", "firmware": return Definition.Option(option.name, absolute(list: value) { absolute($0) })
+        case "cgroup", "firmware", "metadata":
+            return Definition.Option(option.name, absolute(list: value) { absolute($0) })
         case "console", "gdb", "net":
             return Definition.Option(
                 option.name,

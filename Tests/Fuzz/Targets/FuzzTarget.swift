@@ -20,7 +20,7 @@ public struct FuzzTarget: Sendable {
 
     public static let all =
         [kernel, compressedKernel] + disks + [nbd, pci, mmio, balloon, firmwareConfiguration] + queues
-        + [debugger, netlink, domain]
+        + [debugger, netlink, domain, metadata, metadataText]
 }
 
 extension FuzzTarget {
