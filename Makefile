@@ -32,7 +32,7 @@ BENCH   := $(STATIC) --scratch-path .build/bench --product swkvm-bench
 
 # Debian packages, by use. Either of gdb's two packages will do; they cannot be installed together.
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
-BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev libexpat1-dev $(TLS_PACKAGES)
+BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev libexpat1-dev libjansson-dev $(TLS_PACKAGES)
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := bash-completion zsh mandoc groff man-db qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping passt dnsmasq-base nftables procps openvswitch-switch acpica-tools dmidecode prometheus e2fsprogs dosfstools mtools fdisk seabios virtinst libvirt-clients libvirt0 corosync pacemaker pacemaker-cli-utils resource-agents libxml2-utils $(GDB)
 LINT_PACKAGES  := shellcheck

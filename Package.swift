@@ -29,6 +29,7 @@ let package = Package(
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.90.0"),
     ],
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ←
@@ -70,6 +71,15 @@ let package = Package(
         module("Inventory", ["CLinux", "Linux"]),
         // Machines as libvirt describes them, from and to definitions; opens nothing itself.
         module("DomainXML", ["CExpat", "Linux", "Inventory"]),
+        // Requests for a machine's control by HTTP and JSON; knows nothing of machines.
+        .systemLibrary(name: "CJansson", pkgConfig: "jansson", providers: [.apt(["libjansson-dev"])]),
+        module(
+            "ManagementAPI",
+            [
+                "CJansson", "Linux",
+                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+            ]),
         // System calls that a running machine may make; knows nothing of machines.
         .target(name: "CSandbox"),
         module("Sandbox", ["CSandbox"]),
@@ -88,7 +98,8 @@ let package = Package(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
-                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory", "DomainXML", "Metadata",
+                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory", "DomainXML",
+                "Metadata", "ManagementAPI",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -162,6 +173,7 @@ let package = Package(
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "Platform", "FuzzTargets"]),
         tests("InventoryTests", ["TestSupport", "Inventory", "Linux"]),
         tests("CloudInitTests", ["TestSupport", "CloudInit", "Linux"]),
+        tests("ManagementAPITests", ["TestSupport", "ManagementAPI", "Linux"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
         tests(
             "MachineTests",

@@ -14,10 +14,11 @@
 #include <sys/socket.h>
 
 // The threads that may make a call.
-#define ANY (CSANDBOX_VCPU | CSANDBOX_DEVICE | CSANDBOX_OTHER)
+#define ANY (CSANDBOX_VCPU | CSANDBOX_DEVICE | CSANDBOX_OTHER | CSANDBOX_API)
 #define VCPU CSANDBOX_VCPU
 #define DEVICE CSANDBOX_DEVICE
 #define OTHER CSANDBOX_OTHER
+#define API CSANDBOX_API
 #define BROKER CSANDBOX_BROKER
 /// Also the process that reverts the changes on the host.
 #define ALL (ANY | BROKER)
@@ -195,8 +196,9 @@ static const struct csandbox_rule rules[] = {
     ALLOW(ALL, recvfrom, "what a client or a peer sends"),
     ALLOW(ALL, recvmsg, "as recvfrom"),
     ALLOW(ANY, shutdown, "the end of a connection"),
-    ALLOW(OTHER, accept4, "clients of the console and of the debugger's port"),
-    ALLOW(OTHER, getsockname, "the debugger's port"),
+    ALLOW(OTHER | API, accept4, "clients of the console, of the debugger's port and of the management API"),
+    ALLOW(OTHER | API, getsockname, "the debugger's port; the addresses of a client's connection"),
+    ALLOW(API, getpeername, "as getsockname"),
     ALLOW(ANY, setsockopt, "options of a connection"),
     ALLOW(ANY, getsockopt, "errors of a connection"),
     WITH_IF(REMOTE_DISK, DEVICE, socket, 0, AF_INET, "a connection that was lost is made again"),

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A JSON value to print: the order of an object's members is that in which they are given.
-package enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBooleanLiteral {
+/// A JSON value: the order of an object's members is that in which they are given.
+package enum JSON: Sendable, CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBooleanLiteral {
     case string(String)
     case number(UInt64)
+    case negative(Int64)
     /// Seconds, rates and the like, with three digits after the point.
     case decimal(Double)
     case bool(Bool)
+    case null
     case array([JSON])
     /// A member whose value is nil is left out.
     case object([(String, JSON?)])
@@ -22,6 +24,8 @@ package enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, Expressi
         switch self {
         case .string(let text): Self.quoted(text)
         case .number(let number): "\(number)"
+        case .negative(let number): "\(number)"
+        case .null: "null"
         case .decimal(let number): Self.decimal(number)
         case .bool(let value): "\(value)"
         case .array(let values): "[" + values.map(\.line).joined(separator: ", ") + "]"

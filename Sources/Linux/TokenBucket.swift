@@ -13,11 +13,14 @@ public struct TokenBucket: Sendable {
         public let perSecond: UInt64
         /// The bucket's size in tokens.
         public let burst: UInt64
+        /// Tokens that there are once, besides, and which are taken first.
+        public let extra: UInt64
 
         /// - Parameter burst: nil: what comes in a tenth of a second. It is never less than what comes in
         ///   a ``shortestWait``, or one token: with less, the rate would not be reached.
-        public init(perSecond: UInt64, burst: UInt64? = nil) {
+        public init(perSecond: UInt64, burst: UInt64? = nil, extra: UInt64 = 0) {
             self.perSecond = max(1, perSecond)
+            self.extra = extra
             self.burst = max(1, perSecond / 1000, burst ?? perSecond / 10)
         }
     }
@@ -31,6 +34,8 @@ public struct TokenBucket: Sendable {
     public let rate: Rate
     /// Billionths of a token; below 0 what is owed.
     private var level: Int128
+    /// What is left of ``Rate/extra``.
+    private var extra: UInt64
     /// Nanoseconds; when the level was right.
     private var time: UInt64
 
@@ -41,13 +46,14 @@ public struct TokenBucket: Sendable {
     public init(_ rate: Rate, now: UInt64) {
         self.rate = rate
         level = Int128(rate.burst) * Self.scale
+        extra = rate.extra
         time = now
     }
 
     /// Nanoseconds until something may start; 0: now.
     public mutating func delay(at now: UInt64) -> UInt64 {
         refill(now)
-        guard level < Self.scale else { return 0 }
+        guard level < Self.scale, extra == 0 else { return 0 }
         let missing = UInt128(Self.scale - level)
         let (time, rest) = missing.quotientAndRemainder(dividingBy: UInt128(rate.perSecond))
         return max(Self.shortestWait, UInt64(clamping: time + (rest > 0 ? 1 : 0)))
@@ -56,11 +62,16 @@ public struct TokenBucket: Sendable {
     /// Whole tokens that are there.
     public mutating func available(at now: UInt64) -> UInt64 {
         refill(now)
-        return level < 0 ? 0 : UInt64(clamping: level / Self.scale)
+        let tokens = level < 0 ? 0 : UInt64(clamping: level / Self.scale)
+        let (sum, overflows) = tokens.addingReportingOverflow(extra)
+        return overflows ? .max : sum
     }
 
     /// Takes tokens out.
     public mutating func charge(_ tokens: UInt64) {
+        let extra = min(self.extra, tokens)
+        self.extra -= extra
+        let tokens = tokens - extra
         let (sum, overflows) = level.subtractingReportingOverflow(Int128(tokens) * Self.scale)
         // Only billions of such charges one after the other would come so far.
         level = overflows ? .min / 2 : sum

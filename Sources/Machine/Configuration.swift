@@ -31,6 +31,8 @@ public struct Configuration: Sendable {
     public var appendedWords = ""
     /// Indicates whether the kernel gets it as it is, with nothing added.
     public var isCommandLineRaw = false
+    /// Indicates whether a Linux kernel is told to use the serial port as its console, if its command line names none.
+    public var addsConsole = true
     /// How the guest is connected with its virtio devices.
     public var bus = Bus.mmio
     /// The kind of queues that its virtio devices offer.

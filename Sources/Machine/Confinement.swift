@@ -16,7 +16,7 @@ struct Confinement {
     /// Starts the broker, if there is work for it, and confines the process and all of its threads.
     init(
         _ configuration: Configuration, _ machine: Machine, _ console: Console, _ metrics: MetricsReporter?,
-        _ process: ProcessFile?, _ group: Int32?, _ terminal: RawTerminal.State
+        _ process: ProcessFile?, _ remote: RemoteSession?, _ group: Int32?, _ terminal: RawTerminal.State
     ) throws(MachineError) {
         guard configuration.sandbox.mode != .off else {
             (sandbox, broker) = (.off, nil)
@@ -31,7 +31,7 @@ struct Confinement {
         var policy = configuration.sandbox
         if configuration.runAs != nil { policy = policy.requiring(.user) }
         do throws(Sandbox.Refusal) {
-            broker = try Self.startBroker(policy, machine, console, process)
+            broker = try Self.startBroker(policy, machine, console, process, remote)
             if broker != nil { needs.insert(.broker) }
             var sandbox = Sandbox(policy, needs: needs)
             try sandbox.enter(
@@ -50,9 +50,12 @@ struct Confinement {
     func end() { broker?.finish() }
 
     private static func startBroker(
-        _ policy: Sandbox.Policy, _ machine: Machine, _ console: Console, _ process: ProcessFile?
+        _ policy: Sandbox.Policy, _ machine: Machine, _ console: Console, _ process: ProcessFile?,
+        _ remote: RemoteSession?
     ) throws(Sandbox.Refusal) -> Broker? {
-        let listeners = [console.listener, machine.debugger?.listener].compactMap { $0 }.filter { $0.directory != nil }
+        let listeners = [console.listener, machine.debugger?.listener, remote?.listener].compactMap { $0 }.filter {
+            $0.directory != nil
+        }
         let networks = machine.parts.devices.all.compactMap { $0.device as? NetworkDevice }
             .filter { !$0.restoringDescriptors.isEmpty }
         var work = Broker.Work()

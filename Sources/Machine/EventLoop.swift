@@ -14,7 +14,8 @@ struct EventLoop: ~Copyable {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4,
             writable: UInt64 = 5
         static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9,
-            metrics: UInt64 = 10, answer: UInt64 = 11, memoryTimer: UInt64 = 12, limitTimer: UInt64 = 13
+            metrics: UInt64 = 10, answer: UInt64 = 11, memoryTimer: UInt64 = 12, limitTimer: UInt64 = 13,
+            remote: UInt64 = 14
     }
 
     /// How often a background job checks whether it is in the foreground, in milliseconds: a shell sends a job that
@@ -44,6 +45,7 @@ struct EventLoop: ~Copyable {
     /// Of ``memoryPauses``, those that the timer has not waited for.
     private var memoryPauses = Self.memoryPauses[...]
     private let metrics: MetricsReporter?
+    private let remote: RemoteSession?
     /// Answers to requests that keys made.
     private let answers: ControlAnswers
     private var terminal: RawTerminal?
@@ -65,7 +67,7 @@ struct EventLoop: ~Copyable {
     /// - Parameter terminal: what may be the terminal that keys come from.
     init(
         _ machine: Machine, _ console: Console, signals: consuming FileDescriptor, terminal: Int32?,
-        metrics: MetricsReporter? = nil, eventPeriod: Int = 60_000
+        metrics: MetricsReporter? = nil, remote: RemoteSession? = nil, eventPeriod: Int = 60_000
     ) throws(SystemCallError) {
         let epoll = try Epoll()
         let stopTimer = try TimerFD()
@@ -89,6 +91,7 @@ struct EventLoop: ~Copyable {
             try epoll.add(metrics.descriptor, .input, token: Token.metrics)
             metrics.start()
         }
+        if let remote { try epoll.add(remote.event.rawValue, .input, token: Token.remote) }
         if let listener = console.listener?.descriptor.rawValue {
             // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
             try epoll.add(listener, [.input, .edgeTriggered], token: Token.client)
@@ -105,6 +108,7 @@ struct EventLoop: ~Copyable {
         self.memoryTimer = memoryTimer
         self.limitTimer = limitTimer
         self.metrics = metrics
+        self.remote = remote
         self.answers = answers
         input = console.input
         clients = ConsoleClients(console.output)
@@ -162,6 +166,11 @@ struct EventLoop: ~Copyable {
             case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
             case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
             case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
+            case Token.remote:
+                remote?.serve {
+                    metrics?.report(machine, "request")
+                    return metrics != nil
+                }
             case Token.answer: reportAnswers(report)
             case Token.eventTimer: if eventTimer.take() { reportEvents() }
             case Token.limitTimer: if limitTimer.take() { machine.serial.flush() }

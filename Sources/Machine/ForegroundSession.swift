@@ -20,10 +20,15 @@ public enum ForegroundSession {
     ///   - didStart: called when the guest runs; false ends the machine.
     ///   - progress: gets the bytes of memory that are filled before the guest starts, and those in all, from the
     ///     threads that do it.
+    ///   - remote: the socket of a server for the machine; nil for none.
     public static func run(
         _ configuration: Configuration, log: Logger, report: (String) -> Void,
-        didStart: () -> Bool = { true }, progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
+        didStart: () -> Bool = { true }, progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil,
+        remote: RemoteSession? = nil
     ) throws(MachineError) -> MachineEnd {
+        // No program that is started for the machine gets a client's connection, and the sandbox closes none.
+        let goOn = remote?.stop()
+        defer { goOn?() }
         try OutputFiles(configuration).check()
         ProgramMemory.useOneHeap()
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client
@@ -77,7 +82,7 @@ public enum ForegroundSession {
             loop = try EventLoop(
                 machine, console, signals: stops.union(jobControl).descriptor(),
                 terminal: configuration.console == .stdio ? STDIN_FILENO : nil,
-                metrics: metrics)
+                metrics: metrics, remote: remote)
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         // Who starts a machine in the background has named its socket.
         if configuration.messageFile == nil || configuration.console == .pty, let announcement = console.announcement {
@@ -91,11 +96,14 @@ public enum ForegroundSession {
             report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help")
         }
         // Everything is open, and the threads that follow inherit it.
+        remote?.reportConfinement()
         let confinement = try Confinement(
-            configuration, machine, console, metrics, process, group?.parentDescriptor, loop.terminalState)
+            configuration, machine, console, metrics, process, remote, group?.parentDescriptor, loop.terminalState)
         defer { confinement.end() }
         try machine.start(confinement.sandbox)
         hasStarted = true
+        remote?.reportStart(of: machine, confinement.sandbox)
+        goOn?()
         for warning in confinement.warnings { report(warning) }
         if !didStart() { machine.control.end(.signal(SIGHUP)) }
         if let announcement = machine.debuggerAnnouncement { report(announcement) }

@@ -15,9 +15,10 @@ final class Listener: Sendable {
 
     /// A UNIX socket, whose file only its owner can connect to. A socket without a listener, left behind by a process
     /// that was killed, is replaced.
+    /// - Parameter replacesStale: whether that is done; otherwise there must be no file at all.
     /// - Throws: `EADDRINUSE` when another process listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG`
     ///   when it has more than 107 bytes.
-    init(path: String) throws(SystemCallError) {
+    init(path: String, replacesStale: Bool = true) throws(SystemCallError) {
         let address = try Self.address(path)
         let descriptor = try Self.makeSocket(AF_UNIX)
         // The file is made with the socket's own mode, so no other user can connect before it is changed.
@@ -26,7 +27,7 @@ final class Listener: Sendable {
         // between.
         let turn = Self.lockDirectory(of: path)
         do throws(SystemCallError) { try Self.bind(descriptor, to: address) } catch {
-            guard error.errno == EADDRINUSE else { throw error }
+            guard error.errno == EADDRINUSE, replacesStale else { throw error }
             try Self.removeStale(path, address)
             try Self.bind(descriptor, to: address)
         }
@@ -170,9 +171,12 @@ final class Listener: Sendable {
         }
     }
 
-    deinit {
+    /// Removes the socket's file, unless that is left to another process.
+    func withdraw() {
         if !isDelegated.load(ordering: .relaxed) { removeFile() }
     }
+
+    deinit { withdraw() }
 }
 
 /// A socket's file, and which one it is: another process may have put its own there since.

@@ -76,6 +76,8 @@ public struct Sandbox: Sendable {
         case vcpu
         /// Serves queues of a virtio device.
         case device
+        /// Serves clients of the management API.
+        case api
     }
 
     /// Why a part is not in force.
@@ -138,7 +140,11 @@ public struct Sandbox: Sendable {
     /// ends the process.
     public func confine(_ thread: Thread) {
         guard hasFilters else { return }
-        confine(thread == .vcpu ? CSANDBOX_VCPU : CSANDBOX_DEVICE)
+        switch thread {
+        case .vcpu: confine(CSANDBOX_VCPU)
+        case .device: confine(CSANDBOX_DEVICE)
+        case .api: confine(CSANDBOX_API)
+        }
     }
 
     func confine(_ kind: csandbox_threads) {

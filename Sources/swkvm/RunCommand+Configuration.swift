@@ -63,6 +63,7 @@ extension RunCommand {
             throw ValidationError(
                 "the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
         }
+        try validateManagement()
         if let hugepages, hugepages.backing == nil {
             throw ValidationError(
                 "The value '\(hugepages)' is invalid for '--hugepages <kind>': expected one of \(HugePages.allValueStrings.joined(separator: ", "))"
@@ -128,7 +129,7 @@ extension RunCommand {
         machine.processFile = pidFile
         machine.messageFile = daemon
         machine.debugger = gdb?.place
-        machine.onReboot = onReboot.action
+        machine.onReboot = onReboot?.action ?? .restart
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
         machine.onDiskError = onDiskError
         machine.sandbox = sandbox

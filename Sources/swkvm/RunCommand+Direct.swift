@@ -69,7 +69,9 @@ extension RunCommand {
         Rule(
             "console", reset: { $0.console = nil },
             store: { $0.console = try ConsoleArgument(parsing: $1) }),
-        Rule("on-reboot", reset: { $0.onReboot = .restart }, store: { $0.onReboot = try word($1) }),
+        Rule("on-reboot", reset: { $0.onReboot = nil }, store: { $0.onReboot = try word($1) as RebootArgument }),
+        Rule("api-sock", reset: { $0.apiSock = nil }, store: { $0.apiSock = $1 }),
+        Rule("config-file", reset: { $0.configFile = nil }, store: { $0.configFile = $1 }),
         Rule(
             "stop-timeout", reset: { $0.stopTimeout = nil },
             store: { $0.stopTimeout = try StopTimeoutArgument(parsing: $1) }),

@@ -256,9 +256,28 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Action on a guest reboot: restart boots it again, exit ends the machine with exit status 103.",
+            """
+            Action on a guest reboot: restart boots it again, exit ends the machine with exit status 103. Default: restart; a machine that \
+            --config-file or requests describe ends with exit status 0.
+            """,
             valueName: "what"))
-    var onReboot = RebootArgument.restart
+    var onReboot: RebootArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Serve Firecracker's management API on this UNIX socket, which must not exist. Without an IMAGE, --kernel or --firmware, requests \
+            describe the machine and start it; otherwise they control it.
+            """,
+            valueName: "path"),
+        completion: .file())
+    var apiSock: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Start the machine that a configuration file of Firecracker (JSON) describes.", valueName: "file"),
+        completion: .file())
+    var configFile: String?
 
     @Option(
         help: ArgumentHelp(
@@ -381,6 +400,7 @@ struct RunCommand: ParsableCommand {
 
     func run() throws {
         if boot == "list" { return try listEntries() }
+        if apiSock != nil || configFile != nil { return try runManaged() }
         var start = try daemon.map { try startInBackground(messages: $0) }
         let output = StandardError(isBackground: true, format: logFormat)
         defer { output.close() }
@@ -410,6 +430,11 @@ struct RunCommand: ParsableCommand {
             output.say(error.description, level: .critical)
             throw ExitCode(error.exitStatus)
         }
+        try report(end, output)
+    }
+
+    /// Reports the machine's end, and throws its exit status.
+    func report(_ end: MachineEnd, _ output: StandardError) throws {
         let level: Logger.Level = end.isFailure ? .critical : .notice
         if let sentence = end.sentence { output.say(sentence, level: level) }
         if let details = end.details { output.say(details, level: level) }

@@ -44,6 +44,7 @@ import Testing
             "stdio", "pty", "unix:/tmp/s", "file:x", "tty", "file:x,size=1M,keep=2", "file:a,,b", "pty,bps=9600",
             "stdio,size=1M", "file:x,y", "unix:s,log=l", "unix:s,log=l,size=1M,keep=1", "file:x,log=l", "unix:s,log=",
         ],
+        "api-sock": ["a.socket", ""], "config-file": ["m.json", ""],
         "daemon": ["messages", "a=b", ""], "pid-file": ["pid", ""],
         "on-reboot": ["restart", "exit", "reset"], "stop-timeout": ["none", "5", "5s", "-1", "99999999"],
         "gdb": ["1234", ":1234", "unix:g", "host:1", "0"],

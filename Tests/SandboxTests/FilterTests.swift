@@ -54,7 +54,7 @@ import Testing
     ]
     private static let threads = [
         CSANDBOX_VCPU.rawValue, CSANDBOX_DEVICE.rawValue, CSANDBOX_OTHER.rawValue, everyThread,
-        CSANDBOX_BROKER.rawValue,
+        CSANDBOX_BROKER.rawValue, CSANDBOX_API.rawValue,
     ]
 
     @Test(arguments: needs, threads) func `A filter decides as the first rule whose condition holds`(

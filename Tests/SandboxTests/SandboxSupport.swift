@@ -11,7 +11,7 @@ var rules: [csandbox_rule] {
     return Array(UnsafeBufferPointer(start: first, count: count))
 }
 
-let everyThread = CSANDBOX_VCPU.rawValue | CSANDBOX_DEVICE.rawValue | CSANDBOX_OTHER.rawValue
+let everyThread = CSANDBOX_VCPU.rawValue | CSANDBOX_DEVICE.rawValue | CSANDBOX_OTHER.rawValue | CSANDBOX_API.rawValue
 
 extension csandbox_machine {
     init(_ needs: Sandbox.Needs, reports: Bool = false) {

@@ -28,6 +28,8 @@ enum csandbox_threads {
     CSANDBOX_OTHER = 4,
     /// No thread of the process: another process, which reverts the changes on the host at the machine's end.
     CSANDBOX_BROKER = 8,
+    /// The server of the management API.
+    CSANDBOX_API = 16,
 };
 
 /// What a machine has that needs system calls of its own while it runs.
