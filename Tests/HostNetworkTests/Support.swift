@@ -66,18 +66,6 @@ func failure(_ body: () throws(HostNetworkError) -> Void) -> HostNetworkError? {
     return nil
 }
 
-/// Waits until `condition` holds, for as long as ten seconds.
-///
-/// A descriptor that was closed here may live on for a moment: a process that another test is just starting has all of
-/// this one's descriptors until its exec.
-func eventually(_ condition: () throws -> Bool) throws -> Bool {
-    for _ in 0..<1_000 {
-        if try condition() { return true }
-        usleep(10_000)
-    }
-    return try condition()
-}
-
 func name(_ text: String) throws -> InterfaceName { try InterfaceName(text) }
 
 extension TAPDevice {

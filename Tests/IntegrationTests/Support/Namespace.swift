@@ -59,16 +59,6 @@ func shell(_ script: String, in namespace: Namespace? = nil) throws -> String {
     return program.output.text
 }
 
-/// Waits until `condition` holds, for what a process leaves behind for a moment: the kernel takes an interface down
-/// after its descriptor's last holder has gone, which may be a process that another test is just starting.
-func eventually(_ condition: () throws -> Bool) throws -> Bool {
-    for _ in 0..<1_000 {
-        if try condition() { return true }
-        usleep(10_000)
-    }
-    return try condition()
-}
-
 /// Runs `body` on a thread that ends afterwards, for what a thread cannot take back.
 private func onOwnThread<Value>(_ body: @escaping () throws -> Value) throws -> Value {
     let task = OwnThreadTask(body)
