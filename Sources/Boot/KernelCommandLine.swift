@@ -41,10 +41,11 @@ public struct KernelCommandLine: Sendable, Equatable {
     /// `acpi=`).
     public var turnsACPIOff: Bool { words.last { $0 == "acpi=off" || $0 == "acpi=force" } == "acpi=off" }
 
-    /// Puts the serial port in front as Linux's console, unless the words name a console.
-    public mutating func addConsole() {
+    /// Puts Linux's console in front, unless the words name a console.
+    /// - Parameter device: as Linux calls it: `ttyS0`.
+    public mutating func addConsole(_ device: String) {
         guard !hasWord(beginning: "console=") else { return }
-        replace(by: Self.joined(["console=ttyS0", text]))
+        replace(by: Self.joined(["console=" + device, text]))
     }
 
     /// Adds one `virtio_mmio.device=SIZE@ADDRESS:GSI` for each device. What follows a lone `--` belongs to init and not

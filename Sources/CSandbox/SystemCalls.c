@@ -119,6 +119,7 @@ static const struct csandbox_rule rules[] = {
     IOCTL(OTHER, TCSETSW, "the terminal's mode"),
     IOCTL(ANY, TIOCGPGRP, "whether the terminal is the process's"),
     IOCTL(OTHER, TIOCOUTQ, "whether a terminal has printed everything"),
+    IOCTL(OTHER, TIOCGWINSZ, "the terminal's size, for a virtio console"),
     ALLOW_IF(ANY, fcntl, 1, F_GETFL, "the flags of a descriptor"),
     ALLOW_IF(ANY, fcntl, 1, F_SETFL, "the flags of a descriptor"),
     ALLOW_IF(ANY, fcntl, 1, F_GETFD, "the flags of a descriptor"),

@@ -57,6 +57,8 @@ public struct Configuration: Sendable {
     public var balloon: BalloonSettings?
     public var console: ConsoleKind
     public var consoleLimits = ConsoleLimits.none
+    /// The guest's end of the console.
+    public var consoleDevice = ConsoleDeviceKind.serial
     /// The address for a debugger; the guest then waits for one at its first instruction.
     public var debugger: Debugger?
     /// Indicates whether exits to user space are counted (``Machine/exitReport``).
@@ -223,7 +225,15 @@ public struct Configuration: Sendable {
         case commandLine
     }
 
-    /// The back-end of the guest's serial port.
+    /// The device by which a guest uses its console.
+    public enum ConsoleDeviceKind: String, CaseIterable, Sendable {
+        /// The serial port, which every guest has.
+        case serial
+        /// A virtio console; what the guest writes to the serial port is dropped.
+        case virtio
+    }
+
+    /// The host's end of the guest's console.
     public enum ConsoleKind: Sendable, Equatable {
         /// Standard input and output; a terminal is put into raw mode.
         case stdio
@@ -237,7 +247,7 @@ public struct Configuration: Sendable {
         case file(String)
     }
 
-    /// What the guest may write to its serial port.
+    /// What the guest may write to its console.
     public struct ConsoleLimits: Sendable, Equatable {
         /// A bound for a console's file.
         public struct File: Sendable, Equatable {

@@ -57,7 +57,7 @@ struct EventLoop: ~Copyable {
     /// What input comes from; nil where clients send it, and after its end.
     private var input: ConsoleInput?
     private var clients: ConsoleClients
-    /// Input that the serial port has no room for yet.
+    /// Input that the guest's console has no room for yet.
     private var pending: [UInt8] = []
     /// Keys were dropped since the guest last took all of them.
     private var hasDroppedKeys = false
@@ -77,7 +77,7 @@ struct EventLoop: ~Copyable {
         let limitTimer = try TimerFD()
         let answers = try ControlAnswers()
         try epoll.add(machine.endDescriptor, .input, token: Token.end)
-        try epoll.add(machine.serialRoomDescriptor, .input, token: Token.room)
+        try epoll.add(machine.consoleRoomDescriptor, .input, token: Token.room)
         try epoll.add(signals.rawValue, .input, token: Token.signal)
         try epoll.add(console.output.attention.rawValue, .input, token: Token.attention)
         try epoll.add(stopTimer.rawValue, .input, token: Token.stopTimer)
@@ -157,11 +157,11 @@ struct EventLoop: ~Copyable {
                     pump(report)
                 }
             case Token.room:
-                machine.serialHasRoom()
+                machine.consoleHasRoom()
                 pump(report)
             case Token.attention: waitUntilWritable()
             case Token.writable where console.listener != nil: clients.sendBacklogs(epoll, token: Token.writable)
-            case Token.writable: if machine.serial.flush() || console.output.delay != nil { stopWaiting() }
+            case Token.writable: if machine.consolePort.flush() || console.output.delay != nil { stopWaiting() }
             case Token.client: acceptClients(report)
             case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
             case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
@@ -173,7 +173,7 @@ struct EventLoop: ~Copyable {
                 }
             case Token.answer: reportAnswers(report)
             case Token.eventTimer: if eventTimer.take() { reportEvents() }
-            case Token.limitTimer: if limitTimer.take() { machine.serial.flush() }
+            case Token.limitTimer: if limitTimer.take() { machine.consolePort.flush() }
             case Token.memoryTimer:
                 if memoryTimer.take() {
                     ProgramMemory.release()
@@ -192,9 +192,9 @@ struct EventLoop: ~Copyable {
         while true {
             console.output.attention.drain()
             console.output.noticeNextWrite()
-            let isTaken = machine.serial.flush()
+            let isTaken = machine.consolePort.flush()
             console.output.drainClients()
-            let pending = machine.serial.pendingOutput + console.output.pending
+            let pending = machine.consolePort.pendingOutput + console.output.pending
             if isTaken, pending == 0 { return }
             let number = console.output.rawValue ?? console.output.descriptorBehind
             var entries = [
@@ -210,9 +210,9 @@ struct EventLoop: ~Copyable {
                 guard let signal = SignalSet.next(from: signals) else { continue }
                 if ![SIGCONT, SIGTSTP, SIGUSR1, SIGUSR2].contains(signal) { return }
             }
-            machine.serial.flush()
+            machine.consolePort.flush()
             console.output.drainClients()
-            if !isPatient, machine.serial.pendingOutput + console.output.pending >= pending { return }
+            if !isPatient, machine.consolePort.pendingOutput + console.output.pending >= pending { return }
         }
     }
 
@@ -246,6 +246,7 @@ struct EventLoop: ~Copyable {
         while let number = SignalSet.next(from: signals) {
             switch number {
             case SIGCONT: takeTerminal()
+            case SIGWINCH: takeTerminalSize()
             case SIGTSTP:
                 terminal?.restore()
                 SignalSet.applyDefault(of: SIGTSTP)
@@ -301,7 +302,13 @@ struct EventLoop: ~Copyable {
     /// Takes raw mode where that is due now, and looks again later where it is not.
     mutating func takeTerminal() {
         terminal?.update()
+        takeTerminalSize()
         if terminal?.isOurs == false { terminalTimer.start(milliseconds: Self.terminalPause) }
+    }
+
+    /// Tells the guest how large the terminal is.
+    private func takeTerminalSize() {
+        if let size = terminal?.size { machine.setTerminalSize(size) }
     }
 
     /// Indicates whether keys come from a terminal, and two of them are for swkvm.
@@ -325,11 +332,11 @@ struct EventLoop: ~Copyable {
         }
     }
 
-    /// Moves input into the serial port for as long as there is both.
+    /// Moves input into the guest's console for as long as there is both.
     private mutating func pump(_ report: (String) -> Void) {
         while true {
             if !pending.isEmpty {
-                let taken = machine.serial.receive(pending.span)
+                let taken = machine.consolePort.receive(pending.span)
                 pending.removeFirst(taken)
                 // A terminal is read on: keys for swkvm must come through, also when the guest takes none of its own,
                 // as in a pause.
@@ -403,7 +410,7 @@ struct EventLoop: ~Copyable {
         // One that has gone makes room, and may have had the keyboard.
         _ = clients.update(epoll)
         while let next = console.listener?.accept() { clients.add(next, epoll, token: Token.input) }
-        machine.serial.flush()
+        machine.consolePort.flush()
         isReadable = true
         pump(report)
     }
@@ -414,10 +421,10 @@ struct EventLoop: ~Copyable {
         console.output.attention.drain()
         if console.listener != nil { clients.sendBacklogs(epoll, token: Token.writable) }
         if let delay = console.output.delay { return limitTimer.start(nanoseconds: delay) }
-        guard let number = console.output.rawValue else { return _ = machine.serial.flush() }
+        guard let number = console.output.rawValue else { return _ = machine.consolePort.flush() }
         // Already watched: the pseudo-terminal's two sides are two descriptors, so this one is only ever for output.
         do throws(SystemCallError) { try epoll.add(number, .output, token: Token.writable) } catch {
-            if error.errno != EEXIST { machine.serial.flush() }
+            if error.errno != EEXIST { machine.consolePort.flush() }
         }
     }
 

@@ -34,7 +34,8 @@ public enum ForegroundSession {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client
         // that has gone, or a file grown to its limit, is an error of write(2), not a signal.
         let stops = SignalSet([SIGINT, SIGTERM, SIGHUP].filter { !SignalSet.isIgnored($0) })
-        let jobControl = SignalSet([SIGTSTP, SIGUSR1, SIGUSR2].filter { !SignalSet.isIgnored($0) } + [SIGCONT])
+        let jobControl = SignalSet(
+            [SIGTSTP, SIGUSR1, SIGUSR2].filter { !SignalSet.isIgnored($0) } + [SIGCONT, SIGWINCH])
         let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
         let before = stops.block()
         jobControl.block()

@@ -107,7 +107,9 @@ extension Machine {
         // device.
         let discovery = configuration.discovery ?? (kernel.isLinux && words.turnsACPIOff ? .commandLine : .acpi)
         if !configuration.isCommandLineRaw {
-            if kernel.isLinux, configuration.console != .none, configuration.addsConsole { words.addConsole() }
+            if kernel.isLinux, configuration.console != .none, configuration.addsConsole {
+                words.addConsole(configuration.consoleDevice == .virtio ? "hvc0" : "ttyS0")
+            }
             if discovery == .commandLine { words.add(slots) }
         }
         do throws(BootError) {

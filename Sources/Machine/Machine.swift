@@ -19,12 +19,12 @@ public import Sandbox
 public final class Machine: Sendable {
     /// The description of the kernel, for the first message.
     public let bootDescription: String
-    /// The console's UART: takes input, and output is flushed from it.
-    public let serial: SerialPort
+    /// The guest's end of the console: takes input, and output is flushed from it.
+    public let consolePort: any ConsolePort
 
     let parts: Board.Parts
     let ending: Ending
-    private let room: SerialRoom
+    private let room: ConsoleRoom
     private let serialPin: InterruptPin
     let log: Logger
     /// The hardware of now; a reset puts another one into its place.
@@ -39,7 +39,8 @@ public final class Machine: Sendable {
 
     /// Takes from the host what the configuration requests, loads the kernel, and sets the vCPUs up.
     /// - Parameters:
-    ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
+    ///   - output: takes what the guest writes to its console; called by vCPU threads and a virtio console's, must not
+    ///     wait.
     ///   - log: gets what happens inside.
     ///   - isInterrupted: asked several times a second in steps that may take long: memory is filled with pages, by
     ///     threads of its own; a disk's key or server is waited for, or a key computed. It returns whether to cancel,
@@ -54,7 +55,8 @@ public final class Machine: Sendable {
         try VirtioSlot.checkCount(
             configuration.disks.count + (configuration.seed == nil ? 0 : 1)
                 + configuration.networks.count { !$0.isOptional }
-                + (configuration.entropy == nil ? 0 : 1) + (configuration.balloon == nil ? 0 : 1),
+                + (configuration.entropy == nil ? 0 : 1) + (configuration.balloon == nil ? 0 : 1)
+                + (configuration.consoleDevice == .virtio ? 1 : 0),
             configuration.bus)
         try NodeLayout.check(configuration)
 
@@ -65,15 +67,23 @@ public final class Machine: Sendable {
         }
         let (ending, room, control) = try Self.host("create an eventfd") { () throws(SystemCallError) in
             let ending = try Ending()
-            return (ending, try SerialRoom(), try MachineControl(ending))
+            return (ending, try ConsoleRoom(), try MachineControl(ending))
         }
         // KVM before the disks and TAPs: a host without it is left as it was.
         let system = try Self.makeSystem(configuration)
         let files = try BootSource(configuration)
         let firmware = try configuration.firmware.map { path throws(MachineError) in try Firmware(path, log: log) }
         let pin = InterruptPin()
-        let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
-        let (devices, disk) = try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted)
+        let virtioConsole: ConsoleDevice?
+        switch configuration.consoleDevice {
+        case .serial: virtioConsole = nil
+        case .virtio: virtioConsole = try VirtioSlot.makeConsole(output, room, configuration, log: log)
+        }
+        let serial = SerialPort(
+            sink: virtioConsole == nil ? output : DiscardedOutput(), interrupt: { pin.pulse() },
+            onRoom: { room.event.signal() })
+        let (devices, disk) = try VirtioSlot.makeDevices(
+            configuration, control, console: virtioConsole, log: log, isInterrupted: isInterrupted)
         let parts = Board.Parts(
             configuration, system: system, memory: memory, boot: disk ?? files, virtioDevices: devices,
             serial: serial, ending: ending,
@@ -87,7 +97,7 @@ public final class Machine: Sendable {
         )
         self.parts = parts
         bootDescription = board.bootDescription
-        self.serial = serial
+        consolePort = virtioConsole ?? serial
         self.ending = ending
         self.room = room
         self.log = log
@@ -161,7 +171,7 @@ public final class Machine: Sendable {
     public func restart(isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(MachineError) -> Bool {
         guard canRestart else { return false }
         serialPin.connect(nil)
-        serial.reset()
+        parts.serial.reset()
         parts.clock.reset()
         do throws(GuestMemoryError) {
             try memory.clear(isInterrupted: isInterrupted)
@@ -184,10 +194,13 @@ public final class Machine: Sendable {
     /// Valid while the object lives.
     public var endDescriptor: Int32 { ending.event.rawValue }
 
-    /// Readable when the serial port takes input again after it had refused some; ``serialHasRoom()`` resets it.
-    public var serialRoomDescriptor: Int32 { room.event.rawValue }
+    /// Readable when ``consolePort`` takes input again after it had refused some; ``consoleHasRoom()`` resets it.
+    public var consoleRoomDescriptor: Int32 { room.event.rawValue }
 
-    public func serialHasRoom() { room.event.drain() }
+    public func consoleHasRoom() { room.event.drain() }
+
+    /// Tells the guest the size of its terminal, where its console can.
+    func setTerminalSize(_ size: TerminalSize) { (consolePort as? ConsoleDevice)?.setSize(size) }
 
     /// Waits until the guest has ended, or reset itself, and all vCPUs and devices are quiet.
     public func waitForEnd() -> MachineEnd {
@@ -235,8 +248,13 @@ public final class Machine: Sendable {
     }
 }
 
-/// Signalled when the serial port takes input again after it had refused some.
-private final class SerialRoom: Sendable {
+/// Signalled when the guest's console takes input again after it had refused some.
+final class ConsoleRoom: Sendable {
     let event: EventFD
     init() throws(SystemCallError) { event = try EventFD() }
+}
+
+/// Takes what a guest writes to a port that nothing is connected to.
+private final class DiscardedOutput: SerialSink {
+    func take(_ bytes: Span<UInt8>) -> Int { bytes.count }
 }

@@ -137,7 +137,8 @@ extension MachineStatus.Device {
         self.init(
             name: device.name, requests: counters.requests.value,
             bytes: disk.map { ($0.readBytes, $0.writtenBytes) }
-                ?? network.map { ($0.receivedBytes, $0.sentBytes) } ?? balloon.map { (0, $0.returned) },
+                ?? network.map { ($0.receivedBytes, $0.sentBytes) } ?? balloon.map { (0, $0.returned) }
+                ?? (device as? ConsoleDevice).map { ($0.counters.received.value, $0.counters.sent.value) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
             errors: counters.errors.value,
             drops: network.map {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLinux
+package import Devices
 internal import Linux
 
 /// The terminal on a descriptor, in raw mode while this process is its foreground job.
@@ -49,6 +50,15 @@ package final class RawTerminal {
         guard !mode.isRaw else { return }
         unsafe cfmakeraw(&mode)
         unsafe tcsetattr(descriptor, TCSANOW, &mode)
+    }
+
+    /// The terminal's size; nil if it does not report one.
+    package var size: TerminalSize? {
+        var size = winsize()
+        guard unsafe clinux_ioctl(descriptor, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0, size.ws_row > 0 else {
+            return nil
+        }
+        return TerminalSize(columns: size.ws_col, rows: size.ws_row)
     }
 
     /// Shows bytes on the terminal, as far as it takes them now: one whose output is held does not hold this process.

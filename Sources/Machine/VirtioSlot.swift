@@ -58,12 +58,14 @@ struct VirtioSlot: Sendable {
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
-    /// Makes the disks, the seed's behind them, the entropy device, the balloon, then the network interfaces.
+    /// Makes the disks, the seed's behind them, the entropy device, the balloon, the console, then the network
+    /// interfaces.
+    /// - Parameter console: takes its place behind the balloon.
     /// - Returns: them, and what a disk boots, if the configuration boots one.
     /// - Parameter isInterrupted: polled several times a second while something is waited for: a disk's key or server,
     ///   for example.
     static func makeDevices(
-        _ configuration: Configuration, _ control: MachineControl, log: Logger,
+        _ configuration: Configuration, _ control: MachineControl, console: ConsoleDevice?, log: Logger,
         isInterrupted: @escaping @Sendable () -> Bool = { false }
     ) throws(MachineError) -> (devices: [any VirtioDevice], boot: BootSource?) {
         try configuration.checkNetworks()
@@ -102,6 +104,7 @@ struct VirtioSlot: Sendable {
             control.setBalloon(balloon, configuration)
             devices.append(balloon)
         }
+        if let console { devices.append(console) }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
@@ -113,6 +116,20 @@ struct VirtioSlot: Sendable {
             devices.append(device)
         }
         return (devices, boot)
+    }
+
+    /// Makes the virtio console.
+    /// - Parameters:
+    ///   - output: takes what the guest writes.
+    ///   - room: is signalled when input is taken again.
+    static func makeConsole(
+        _ output: any SerialSink, _ room: ConsoleRoom, _ configuration: Configuration, log: Logger
+    ) throws(MachineError) -> ConsoleDevice {
+        try Machine.host("create the descriptors of con0") { () throws(SystemCallError) in
+            try ConsoleDevice(
+                name: "con0", sink: output, onRoom: { room.event.signal() },
+                events: events(log.of("con0"), configuration))
+        }
     }
 
     private static func makeDisk(

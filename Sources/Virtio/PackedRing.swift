@@ -143,6 +143,15 @@ struct PackedRing: Sendable {
         }
     }
 
+    /// The place that the driver named as it last looked (§2.8.14) is the next one, or one behind it.
+    var hasDriverSeenAll: Bool {
+        let event = driverEvents.load32(0)
+        guard eventIndex, UInt16(truncatingIfNeeded: event >> 16) & EventFlags.mask == EventFlags.descriptor,
+            let place = published.position(event: UInt16(truncatingIfNeeded: event))
+        else { return false }
+        return published.distance(to: place) < UInt32(size)
+    }
+
     // MARK: Kicks
 
     /// With VIRTIO_F_EVENT_IDX the driver kicks when it passes the place last named, so there is no need to touch the

@@ -89,6 +89,11 @@ struct SplitRing: Sendable {
         return available.load16(RingOffset.flags) & RingFlag.noInterrupt == 0
     }
 
+    /// The index that the driver named as it last looked (§2.7.10.1) is that of the next entry, or one behind it.
+    var hasDriverSeenAll: Bool {
+        eventIndex && available.load16(4 &+ 2 &* Int(size)) &- publishedUsed < 0x8000
+    }
+
     // MARK: Kicks
 
     /// With VIRTIO_F_EVENT_IDX there is nothing to do, and nothing that may be done (§2.7.10.1): the driver kicks when

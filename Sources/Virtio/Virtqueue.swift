@@ -89,6 +89,10 @@ public struct Virtqueue: ~Copyable, Sendable {
     /// - Returns: whether the driver wants an interrupt for it.
     public mutating func publish() -> Bool { split?.publish() ?? packed?.publish() ?? false }
 
+    /// Indicates whether the driver has taken all that was published without an interrupt, as one does that polls the
+    /// ring. Known only with ``FeatureSet/eventIndex``.
+    public var hasDriverSeenAll: Bool { split?.hasDriverSeenAll ?? packed?.hasDriverSeenAll ?? false }
+
     // MARK: Kicks
 
     /// Disables kicks while the device polls the ring anyway (a hint to the driver).

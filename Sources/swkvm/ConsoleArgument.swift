@@ -11,11 +11,13 @@ struct ConsoleArgument {
         of: ["stdio", "none", "pty", "unix+@file", "file+@file"],
         then: [
             "log=@file%stdio/none/pty/file", "size=%stdio/none/pty", "keep=%stdio/none/pty", "bps=%none",
-            "bps-burst=%none",
+            "bps-burst=%none", "device=serial/virtio%none",
         ])
 
     let kind: Configuration.ConsoleKind
     private(set) var limits = Configuration.ConsoleLimits.none
+    /// The guest's end.
+    private(set) var device = Configuration.ConsoleDeviceKind.serial
 
     init(kind: Configuration.ConsoleKind) { self.kind = kind }
 
@@ -50,6 +52,12 @@ struct ConsoleArgument {
         for (key, value) in items {
             if try output.take(key, value) { continue }
             switch (key, value) {
+            case ("device", let value?):
+                guard let device = Configuration.ConsoleDeviceKind(rawValue: value) else {
+                    throw ArgumentProblem("device=\(value) is not valid; expected serial or virtio")
+                }
+                guard kind != .none else { throw ArgumentProblem("device= requires a console: none has no device") }
+                self.device = device
             case ("log", let value?):
                 guard case .unix = kind else {
                     throw ArgumentProblem("log= requires a socket; expected unix:PATH,log=PATH")
@@ -70,7 +78,7 @@ struct ConsoleArgument {
                 backups = number
             default:
                 throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected log=, size=, keep=, bps= or bps-burst= (a comma in a path is written twice)"
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected device=, log=, size=, keep=, bps= or bps-burst= (a comma in a path is written twice)"
                 )
             }
         }

@@ -56,6 +56,13 @@ extension RunCommand {
                 "the options --daemon and --console stdio cannot be combined: the machine has no terminal; use unix:PATH, file:PATH or pty"
             )
         }
+        if console?.device == .virtio, firmware == nil, boot == nil, image == nil,
+            kernel ?? Self.bundled == Self.bundled
+        {
+            throw ValidationError(
+                "the option --console device=virtio requires --kernel, --boot or --firmware: the bundled guest has only the serial port"
+            )
+        }
         if runAs != nil, sandbox.mode != .on {
             throw ValidationError("the option --run-as requires --sandbox on")
         }
@@ -126,6 +133,7 @@ extension RunCommand {
         machine.balloon = balloon?.settings
         machine.console = console?.kind ?? (daemon == nil ? .stdio : .none)
         machine.consoleLimits = console?.limits ?? .none
+        machine.consoleDevice = console?.device ?? .serial
         machine.processFile = pidFile
         machine.messageFile = daemon
         machine.debugger = gdb?.place

@@ -21,7 +21,7 @@ struct RunCommand: ParsableCommand {
         discussion: """
             With an IMAGE, the system on it boots: the kernel, its initrd and command line are found from the configuration of its boot loader, \
             without firmware, and again at each reboot of the guest. The image is not changed: what the guest writes goes to a temporary \
-            overlay. Without an IMAGE and --kernel, the bundled guest boots to a prompt. The terminal is the guest's serial port; \
+            overlay. Without an IMAGE and --kernel, the bundled guest boots to a prompt. The terminal is the guest's console; \
             Ctrl-A x ends the machine, Ctrl-A p pauses and resumes it, Ctrl-A : takes a command, Ctrl-A h lists all keys. SIGINT, SIGTERM \
             and SIGHUP ask the guest to power off; a second signal, at least a second later, ends the machine. SIGUSR1 writes --metrics, \
             SIGUSR2 resumes a paused machine.
@@ -246,9 +246,9 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Serial port back-end: stdio, none, pty, unix:PATH[,log=PATH] or file:PATH; log= names a file that gets all output of a socket's \
+            Where the guest's console goes: stdio, none, pty, unix:PATH[,log=PATH] or file:PATH; log= names a file that gets all output of a socket's \
             console. size=SIZE[,keep=N] limits that file, and keeps N (3 by default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
-            A comma in PATH is written twice. Default: stdio, and none with --daemon.
+            device=virtio connects a virtio console (hvc0 in Linux) instead of the serial port. A comma in PATH is written twice. Default: stdio, and none with --daemon.
             """,
             valueName: "console"),
         completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))

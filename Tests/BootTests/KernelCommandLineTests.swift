@@ -18,7 +18,7 @@ import Testing
 
     private func withConsole(_ words: String) -> String {
         var line = KernelCommandLine(words)
-        line.addConsole()
+        line.addConsole("ttyS0")
         return line.text
     }
 
@@ -108,7 +108,7 @@ import Testing
 
     @Test func whatIsAddedCountsAndIsNamed() {
         var line = KernelCommandLine(String(repeating: "x", count: 2040))
-        line.addConsole()
+        line.addConsole("ttyS0")
         #expect(
             loader(ELFBuilder.kernel(), line)?.description
                 == "the kernel's command line has 2054 bytes, 14 of them added by swkvm; vmlinux (a 64-bit ELF file, entered as Linux is) accepts at most 2047: "

@@ -101,13 +101,18 @@ import Testing
         #expect(logged.kind == .unix("/s") && logged.limits.log == "/l,m")
         #expect(logged.limits.file == .init(size: 1 << 20, backups: 1))
         #expect(try parse("--console", "pty").console?.limits == Configuration.ConsoleLimits.none)
+        #expect(try parse("--console", "pty").configuration.consoleDevice == .serial)
+        let virtio = try parse("--kernel", "vmlinuz", "--console", "stdio,device=virtio,bps=1M")
+        #expect(virtio.configuration.consoleDevice == .virtio && virtio.console?.limits.output?.perSecond == 1 << 20)
+        #expect(throws: (any Error).self) { try parse("--console", "stdio,device=virtio") }
+        #expect(throws: (any Error).self) { try parse("--kernel", "bundled", "--console", "pty,device=virtio") }
         for text in [
             "", "STDIO", "unix", "unix:", "file:", "tcp:1", " pty", "file:a,", "file:a,b", "file:a,size=",
             "file:a,size=1K",
             "file:a,size=2T", "file:a,keep=2", "file:a,size=1M,keep=0", "file:a,size=1M,keep=17", "stdio,size=1M",
             "pty,bps=0",
             "pty,bps", "none,bps=1K", "unix:/a,bps-burst=1K", "file:,size=1M", "unix:/a,size=1M", "unix:/a,log",
-            "unix:/a,log=", "file:/a,log=/b", "stdio,log=/b",
+            "unix:/a,log=", "file:/a,log=/b", "stdio,log=/b", "stdio,device=hvc0", "stdio,device", "none,device=virtio",
         ] {
             #expect(throws: (any Error).self) { try parse("--console", text) }
         }

@@ -43,6 +43,7 @@ import Testing
         "console": [
             "stdio", "pty", "unix:/tmp/s", "file:x", "tty", "file:x,size=1M,keep=2", "file:a,,b", "pty,bps=9600",
             "stdio,size=1M", "file:x,y", "unix:s,log=l", "unix:s,log=l,size=1M,keep=1", "file:x,log=l", "unix:s,log=",
+            "stdio,device=virtio", "pty,device=serial", "pty,device=",
         ],
         "api-sock": ["a.socket", ""], "config-file": ["m.json", ""],
         "daemon": ["messages", "a=b", ""], "pid-file": ["pid", ""],

@@ -171,6 +171,26 @@ class QueueDriver {
 
     func kick() { write(0x050, UInt32(queue)) }
 
+    /// Takes all that has come back, and names the next place as that from which on the driver wants an interrupt
+    /// (virtio 1.2 §2.7.10.1, §2.8.14).
+    func takeUsedAndNameTheNext() throws {
+        if isPacked {
+            while try takeUsed() {}
+            let place = UInt32(states[queue].nextUsed) | (states[queue].usedWrap ? 0x8000 : 0)
+            return try ram.write(place | 2 << 16, at: self.place(Self.available))
+        }
+        states[queue].seenUsed &+= UInt16(try usedCount())
+        try ram.write(
+            states[queue].seenUsed, at: place(Self.available) &+ UInt64(4 + 2 * Self.queueSize))
+    }
+
+    /// Indicates whether a chain has come back that was not taken.
+    func hasUsed() throws -> Bool {
+        guard isPacked else { return try usedCount() > 0 }
+        let entry = place(Self.table) &+ UInt64(states[queue].nextUsed) * 16
+        return try ram.readUInt16(at: entry &+ 14) & 0x8080 == (states[queue].usedWrap ? 0x8080 : 0)
+    }
+
     /// How many chains of a split queue have come back that ``wait(for:)`` has not seen.
     func usedCount() throws -> Int { Int(try ram.readUInt16(at: place(Self.used) &+ 2) &- states[queue].seenUsed) }
 

@@ -85,7 +85,7 @@ private final class BusyDevice: VirtioDevice {
         var taken = 0
         while taken < words.count {
             let rest = Array(words[taken...])
-            taken += machines[0].serial.receive(rest.span)
+            taken += machines[0].consolePort.receive(rest.span)
             usleep(1_000)
         }
         #expect(machines[0].waitForEnd().exitStatus == 0)
@@ -220,7 +220,7 @@ private final class BusyDevice: VirtioDevice {
         try waitForPrompt(on: paper)
         _ = try machine.control.perform(.pause)
         try type("reboot\r", into: machine)
-        #expect(machine.serial.pendingOutput == 0)
+        #expect(machine.consolePort.pendingOutput == 0)
         _ = try machine.control.perform(.resume)
         guard case .reset = machine.waitForEnd() else { Issue.record("no reset: \(paper.text)"); return }
         #expect(try machine.restart())
@@ -252,7 +252,7 @@ private final class BusyDevice: VirtioDevice {
             #expect(machine.canRestart)
             #expect(machine.waitForEnd().exitStatus == ExitStatus.reset)
             let restarts = try machine.restart()
-            #expect(restarts && machine.serial.pendingOutput == 0)
+            #expect(restarts && machine.consolePort.pendingOutput == 0)
         }
         try waitForPrompt(on: paper)
         #expect(paper.text.ranges(of: "CPU 1: works").count == (cpus > 1 ? 4 : 0))
@@ -325,7 +325,7 @@ private final class BusyDevice: VirtioDevice {
         var taken = 0
         for _ in 0..<60_000 where taken < words.count {
             let rest = Array(words[taken...])
-            taken += machine.serial.receive(rest.span)
+            taken += machine.consolePort.receive(rest.span)
             usleep(1_000)
         }
         try #require(taken == words.count)

@@ -27,7 +27,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     }
     var groups = [Metric.Scope.machine, .memory, .process].map { MetricsSnapshot.Group(scope: $0, values: values($0)) }
     for cpu in 0..<2 { groups.append(.init(scope: .vcpu, labels: [("vcpu", "\(cpu)")], values: values(.vcpu))) }
-    for (device, scopes) in [("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network]), ("balloon0", [.balloon])] {
+    for (device, scopes) in [
+        ("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network]), ("balloon0", [.balloon]), ("con0", [.console]),
+    ] {
         for scope in [.device] + scopes {
             groups.append(.init(scope: scope, labels: [("device", device)], values: values(scope)))
         }
@@ -79,14 +81,17 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         }
         let shown = try text("Machine/Metrics/Machine+Metrics.swift")
         var found = 0, internalNames = ["hostDrops", "hostSendDrops"]
-        for file in ["Virtio/DeviceSignals", "Devices/Network/NetworkCounters", "Devices/Block/BlockDevice"] {
+        for file in [
+            "Virtio/DeviceSignals", "Devices/Network/NetworkCounters", "Devices/Block/BlockDevice",
+            "Devices/Console/ConsoleDevice",
+        ] {
             for match in try text(file + ".swift").matches(of: /public let (\w+) = (DeviceCounters\.)?Counter\(\)/) {
                 #expect(shown.contains(".\(match.1).value"), "\(file): \(match.1)")
                 internalNames.append(String(match.1))
                 found += 1
             }
         }
-        #expect(found == 28, "\(found)")
+        #expect(found == 30, "\(found)")
         // The documentation calls each by its name in the metrics.
         for document in ["networking", "disks", "console", "pci", "debugging", "performance", "metrics"] {
             let words = Set(try text("../docs/\(document).md").split { !$0.isLetter && !$0.isNumber && $0 != "_" })

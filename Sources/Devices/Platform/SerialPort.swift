@@ -7,7 +7,7 @@ internal import Linux
 /// No byte is lost or overtakes another, in either direction. Output that the sink does not take waits in a ring; when
 /// that runs full the transmitter is "not empty" until the sink has taken some. Input beyond the receive FIFO stays
 /// with the caller, which is notified when there is room. The line has no speed: what is written has been sent.
-public final class SerialPort: ByteWideDevice {
+public final class SerialPort: ByteWideDevice, ConsolePort {
     /// While this much of the ring is free the transmitter reports itself empty: at least what one `rep outsb` brings.
     static let guaranteedRoom = 4096
     static let ringCapacity = 16 << 10

@@ -64,7 +64,9 @@ extension Machine {
                     "uptime_seconds": .decimal(Double(TimerFD.now &- parts.created) / 1000),
                     "vcpus": .whole(UInt64(configuration.cpus)),
                     "paused": .whole(control.isPaused ? 1 : 0), "reboots": .whole(past.reboots),
-                    "console_lost_bytes": .byLabel([("overrun", serial.droppedOutput), ("file", serial.lostOutput)]),
+                    "console_lost_bytes": .byLabel([
+                        ("overrun", consolePort.droppedOutput), ("file", consolePort.lostOutput),
+                    ]),
                 ]),
             memoryMetrics, Self.processMetrics,
         ]
@@ -136,6 +138,14 @@ extension Machine {
                             "reconnects": .whole(remote.reconnects),
                         ]))
             }
+        }
+        if let console = (device as? ConsoleDevice)?.counters {
+            groups.append(
+                .init(
+                    scope: .console, labels: labels,
+                    values: [
+                        "received_bytes": .whole(console.received.value), "sent_bytes": .whole(console.sent.value),
+                    ]))
         }
         if let network = device as? NetworkDevice {
             groups.append(.init(scope: .network, labels: labels, values: metrics(of: network)))

@@ -12,7 +12,7 @@ struct Metric: Sendable {
         case block
         /// One object for each file of a disk that has metadata.
         case image
-        case nbd, network, balloon
+        case nbd, network, balloon, console
 
         /// The path of its object in the JSON.
         var path: String {
@@ -21,7 +21,7 @@ struct Metric: Sendable {
             case .vcpu: "vcpus[]"
             case .device: "devices[]"
             case .image: "devices[].images[]"
-            case .block, .nbd, .network, .balloon: "devices[].\(rawValue)"
+            case .block, .nbd, .network, .balloon, .console: "devices[].\(rawValue)"
             }
         }
     }
@@ -43,7 +43,9 @@ struct Metric: Sendable {
     /// `devices[].block.read_bytes`.
     var path: String { "\(scope.path).\(field)" }
 
-    static let all: [Metric] = machine + memory + process + vcpu + device + block + image + nbd + network + balloon
+    static let all: [Metric] =
+        machine + memory + process + vcpu + device + block + image + nbd + network + balloon
+        + console
 
     private static let machine = [
         Metric(scope: .machine, field: "uptime_seconds", kind: .gauge, help: "Time since the machine was started."),
@@ -53,6 +55,11 @@ struct Metric: Sendable {
         Metric(
             scope: .machine, field: "console_lost_bytes", kind: .counter,
             help: "Bytes of console output that were lost, by cause.", label: "cause"),
+    ]
+    private static let console = [
+        Metric(
+            scope: .console, field: "received_bytes", kind: .counter, help: "Bytes of input that the guest has read."),
+        Metric(scope: .console, field: "sent_bytes", kind: .counter, help: "Bytes that the guest has printed."),
     ]
     private static let memory = [
         Metric(scope: .memory, field: "size_bytes", kind: .gauge, help: "Size of the guest's RAM."),
