@@ -83,7 +83,8 @@ static int install(const struct csandbox_machine *machine, unsigned threads, uns
 
 int csandbox_confine_process(const struct csandbox_machine *machine) {
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return errno;
-    return install(machine, CSANDBOX_VCPU | CSANDBOX_DEVICE | CSANDBOX_OTHER | CSANDBOX_API, SECCOMP_FILTER_FLAG_TSYNC);
+    unsigned threads = CSANDBOX_VCPU | CSANDBOX_DEVICE | CSANDBOX_OTHER | CSANDBOX_SOCKETS | CSANDBOX_API;
+    return install(machine, threads, SECCOMP_FILTER_FLAG_TSYNC);
 }
 
 int csandbox_confine_thread(const struct csandbox_machine *machine, unsigned kind) { return install(machine, kind, 0); }

@@ -20,6 +20,7 @@
 #define OTHER CSANDBOX_OTHER
 #define API CSANDBOX_API
 #define BROKER CSANDBOX_BROKER
+#define SOCKETS CSANDBOX_SOCKETS
 /// Also the process that reverts the changes on the host.
 #define ALL (ANY | BROKER)
 
@@ -202,6 +203,9 @@ static const struct csandbox_rule rules[] = {
     ALLOW(API, getpeername, "as getsockname"),
     ALLOW(ANY, setsockopt, "options of a connection"),
     ALLOW(ANY, getsockopt, "errors of a connection"),
+    WITH(VSOCK, SOCKETS, accept4, "clients of a vsock device's socket"),
+    WITH_IF(VSOCK, SOCKETS, socket, 0, AF_UNIX, "a connection of the guest to the socket of a port"),
+    WITH(VSOCK, SOCKETS, connect, "as socket"),
     WITH_IF(REMOTE_DISK, DEVICE, socket, 0, AF_INET, "a connection that was lost is made again"),
     WITH_IF(REMOTE_DISK, DEVICE, socket, 0, AF_INET6, "as AF_INET"),
     WITH_IF(REMOTE_DISK, DEVICE, socket, 0, AF_UNIX, "as AF_INET"),

@@ -15,6 +15,8 @@ public struct Epoll: ~Copyable, Sendable {
         public static let input = Events(rawValue: EPOLLIN.rawValue)
         public static let output = Events(rawValue: EPOLLOUT.rawValue)
         public static let hangUp = Events(rawValue: EPOLLHUP.rawValue)
+        /// The peer of a stream socket has closed its sending side.
+        public static let peerHangUp = Events(rawValue: EPOLLRDHUP.rawValue)
         public static let error = Events(rawValue: EPOLLERR.rawValue)
         public static let edgeTriggered = Events(rawValue: EPOLLET.rawValue)
     }

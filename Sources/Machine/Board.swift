@@ -34,6 +34,8 @@ final class Board: Sendable {
         /// What boots before this one have counted.
         let past = Guarded(PastCounters())
         let control: MachineControl
+        /// The socket of a vsock device, whose file goes with it.
+        let vsockListener: Listener?
         /// What confines the threads of devices and vCPUs, from ``Machine/start(_:)`` on.
         let sandbox = Guarded(Sandbox.off)
         /// One for each vCPU, where exits are counted.
@@ -42,7 +44,7 @@ final class Board: Sendable {
         init(
             _ configuration: Configuration, system: consuming System, memory: GuestMemory, boot: BootSource,
             virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?,
-            control: MachineControl, firmware: Firmware?
+            control: MachineControl, firmware: Firmware?, vsockListener: Listener?
         ) {
             self.configuration = configuration
             self.system = system
@@ -55,6 +57,7 @@ final class Board: Sendable {
             self.debugger = debugger
             self.control = control
             self.firmware = firmware
+            self.vsockListener = vsockListener
             exits = configuration.countsExits ? (0..<configuration.cpus).map { _ in ExitCounter() } : []
         }
     }

@@ -55,6 +55,8 @@ public struct Configuration: Sendable {
     public var entropy: Entropy?
     /// A balloon, by which the guest can give memory up; nil for none.
     public var balloon: BalloonSettings?
+    /// A socket device (virtio-vsock); nil for none.
+    public var vsock: Vsock?
     public var console: ConsoleKind
     public var consoleLimits = ConsoleLimits.none
     /// The guest's end of the console.

@@ -53,9 +53,9 @@ struct Confinement {
         _ policy: Sandbox.Policy, _ machine: Machine, _ console: Console, _ process: ProcessFile?,
         _ remote: RemoteSession?
     ) throws(Sandbox.Refusal) -> Broker? {
-        let listeners = [console.listener, machine.debugger?.listener, remote?.listener].compactMap { $0 }.filter {
-            $0.directory != nil
-        }
+        let listeners = [
+            console.listener, machine.debugger?.listener, machine.parts.vsockListener, remote?.listener,
+        ].compactMap { $0 }.filter { $0.directory != nil }
         let networks = machine.parts.devices.all.compactMap { $0.device as? NetworkDevice }
             .filter { !$0.restoringDescriptors.isEmpty }
         var work = Broker.Work()
@@ -87,6 +87,7 @@ extension Configuration {
         }
         if metrics?.format == .prometheus { needs.insert(.metricsFile) }
         if controlGroup != nil { needs.insert(.controlGroup) }
+        if vsock != nil { needs.insert(.vsock) }
         if consoleLimits.file != nil { needs.insert(.rotatedFile) }
         return needs
     }
@@ -119,8 +120,11 @@ extension Configuration {
     fileprivate func machineUser(_ policy: Sandbox.Policy, _ needs: Sandbox.Needs) -> Sandbox.User? {
         if let runAs { return runAs }
         guard policy.wants(.user), Sandbox.User.canChange else { return nil }
-        // Files of another user are looked up by name: of a server's socket or key, of metrics, of a control group.
-        if !policy.requires(.user), !needs.isDisjoint(with: [.remoteDisk, .metricsFile, .controlGroup]) { return nil }
+        // Files of another user are looked up by name: of a server's socket or key, of a port of a vsock device, of
+        // metrics, of a control group.
+        if !policy.requires(.user), !needs.isDisjoint(with: [.remoteDisk, .vsock, .metricsFile, .controlGroup]) {
+            return nil
+        }
         for disk in disks where !DiskImage.isRemote(disk.path) {
             guard let status = fileStatus(ofPath: disk.path), status.st_uid != 0 else { continue }
             return Sandbox.User(id: status.st_uid, group: status.st_gid, name: "\(status.st_uid)")

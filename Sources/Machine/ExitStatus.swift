@@ -50,7 +50,7 @@ extension MachineError {
     /// The process's exit status when there is no machine for this reason.
     public var exitStatus: Int32 {
         switch self {
-        case .noCPUs, .nodes, .networks, .tooManyDevices, .outputFile, .controlGroup(.noName): ExitStatus.usage
+        case .noCPUs, .nodes, .networks, .vsock, .tooManyDevices, .outputFile, .controlGroup(.noName): ExitStatus.usage
         case .memory(.empty), .memory(.notPageMultiple): ExitStatus.usage
         case .boot(let error): error.exitStatus
         case .disk(let error): error.exitStatus
@@ -62,6 +62,7 @@ extension MachineError {
         case .processFile(_, .system(let error)) where error.errno == EEXIST: ExitStatus.noInput
         case .console(.file, let error) where error.errno == ENOTSUP: ExitStatus.usage
         case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error),
+            .vsockSocket(_, let error),
             .metrics(_, let error), .processFile(_, .system(let error)):
             error.isAboutName ? ExitStatus.noInput : ExitStatus.hostError
         default: ExitStatus.hostError

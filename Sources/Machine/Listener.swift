@@ -18,7 +18,8 @@ final class Listener: Sendable {
     /// - Parameter replacesStale: whether that is done; otherwise there must be no file at all.
     /// - Throws: `EADDRINUSE` when another process listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG`
     ///   when it has more than 107 bytes.
-    init(path: String, replacesStale: Bool = true) throws(SystemCallError) {
+    /// - Parameter backlog: connections that may wait to be accepted.
+    init(path: String, backlog: Int32 = 1, replacesStale: Bool = true) throws(SystemCallError) {
         let address = try Self.address(path)
         let descriptor = try Self.makeSocket(AF_UNIX)
         // The file is made with the socket's own mode, so no other user can connect before it is changed.
@@ -31,7 +32,7 @@ final class Listener: Sendable {
             try Self.removeStale(path, address)
             try Self.bind(descriptor, to: address)
         }
-        guard listen(descriptor.rawValue, 1) == 0 else {
+        guard listen(descriptor.rawValue, backlog) == 0 else {
             let error = SystemCallError.last("listen")
             removeName(path)
             throw error

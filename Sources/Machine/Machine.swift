@@ -56,7 +56,7 @@ public final class Machine: Sendable {
             configuration.disks.count + (configuration.seed == nil ? 0 : 1)
                 + configuration.networks.count { !$0.isOptional }
                 + (configuration.entropy == nil ? 0 : 1) + (configuration.balloon == nil ? 0 : 1)
-                + (configuration.consoleDevice == .virtio ? 1 : 0),
+                + (configuration.consoleDevice == .virtio ? 1 : 0) + (configuration.vsock == nil ? 0 : 1),
             configuration.bus)
         try NodeLayout.check(configuration)
 
@@ -82,12 +82,12 @@ public final class Machine: Sendable {
         let serial = SerialPort(
             sink: virtioConsole == nil ? output : DiscardedOutput(), interrupt: { pin.pulse() },
             onRoom: { room.event.signal() })
-        let (devices, disk) = try VirtioSlot.makeDevices(
+        let (devices, disk, vsockListener) = try VirtioSlot.makeDevices(
             configuration, control, console: virtioConsole, log: log, isInterrupted: isInterrupted)
         let parts = Board.Parts(
             configuration, system: system, memory: memory, boot: disk ?? files, virtioDevices: devices,
             serial: serial, ending: ending,
-            debugger: debugger, control: control, firmware: firmware)
+            debugger: debugger, control: control, firmware: firmware, vsockListener: vsockListener)
         let board = try Board(parts, waitsForDebugger: true)
         if board.namesLinux { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
         if let warning = board.bootWarning { log.warning("\(warning)") }
@@ -115,7 +115,8 @@ public final class Machine: Sendable {
         _ = clinux_install_interrupting_signal(CPUThread.kickSignal)
         for (_, device) in parts.devices.all {
             try Self.host("start the threads of \(device.name)") { () throws(SystemCallError) in
-                try device.start { sandbox.confine(.device) }
+                let kind: Sandbox.Thread = device is VsockDevice ? .sockets : .device
+                try device.start { sandbox.confine(kind) }
             }
         }
         try start(board)

@@ -25,6 +25,10 @@ public enum MachineError: Error, CustomStringConvertible {
     case networks(Configuration.NetworkProblem)
     /// A balloon that the machine cannot have.
     case balloon(Configuration.BalloonProblem)
+    /// A socket device that cannot be as configured.
+    case vsock(Configuration.VsockProblem)
+    /// A socket device whose UNIX socket could not be opened.
+    case vsockSocket(path: String, SystemCallError)
     /// A call of the host's failed; `purpose` completes "could not …".
     case host(purpose: String, SystemCallError)
     /// A number of vCPUs below 1.
@@ -61,6 +65,13 @@ public enum MachineError: Error, CustomStringConvertible {
         case .network(let error): error.description
         case .networks(let problem): problem.description
         case .balloon(let problem): problem.description
+        case .vsock(let problem): problem.description
+        case .vsockSocket(let path, let error) where error.errno == EADDRINUSE:
+            "the vsock device's socket \(path) is in use: another process listens on it; choose another path, or end that process"
+        case .vsockSocket(let path, let error) where error.errno == EEXIST:
+            "the vsock device's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it"
+        case .vsockSocket(let path, let error):
+            "the vsock device's socket \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .host(let purpose, let error): "could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were requested, a machine needs at least 1: use `--cpus 1`"
         case .nodes(let problem): problem.description

@@ -133,12 +133,14 @@ extension MachineStatus.Device {
     fileprivate init(_ device: any VirtioDevice, _ counters: DeviceCounters) {
         let block = device as? BlockDevice, disk = block?.statistics
         let card = device as? NetworkDevice, network = card?.counters, hostDrops = card?.hostDrops ?? HostDrops.none
+        let sockets = (device as? VsockDevice)?.counters
         let balloon = (device as? BalloonDevice)?.statistics
         self.init(
             name: device.name, requests: counters.requests.value,
             bytes: disk.map { ($0.readBytes, $0.writtenBytes) }
                 ?? network.map { ($0.receivedBytes, $0.sentBytes) } ?? balloon.map { (0, $0.returned) }
-                ?? (device as? ConsoleDevice).map { ($0.counters.received.value, $0.counters.sent.value) },
+                ?? (device as? ConsoleDevice).map { ($0.counters.received.value, $0.counters.sent.value) }
+                ?? sockets.map { ($0.receivedBytes.value, $0.sentBytes.value) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
             errors: counters.errors.value,
             drops: network.map {

@@ -39,6 +39,7 @@ struct OutputFiles {
         }
         if let path = configuration.messageFile { outputs.append(File(option: "--daemon", path: path)) }
         if let path = configuration.processFile { outputs.append(File(option: "--pid-file", path: path)) }
+        if let vsock = configuration.vsock { outputs.append(File(option: "--vsock", path: vsock.path)) }
         if case .unix(let path) = configuration.debugger { outputs.append(File(option: "--gdb", path: path)) }
         // What is written to a device or a pipe is kept nowhere: both may get it.
         self.outputs = outputs.filter { file in

@@ -58,16 +58,16 @@ struct VirtioSlot: Sendable {
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
-    /// Makes the disks, the seed's behind them, the entropy device, the balloon, the console, then the network
-    /// interfaces.
+    /// Makes the disks, the seed's behind them, the entropy device, the balloon, the console, the socket device, then
+    /// the network interfaces.
     /// - Parameter console: takes its place behind the balloon.
-    /// - Returns: them, and what a disk boots, if the configuration boots one.
+    /// - Returns: them, what a disk boots, if the configuration boots one, and the socket device's own socket.
     /// - Parameter isInterrupted: polled several times a second while something is waited for: a disk's key or server,
     ///   for example.
     static func makeDevices(
         _ configuration: Configuration, _ control: MachineControl, console: ConsoleDevice?, log: Logger,
         isInterrupted: @escaping @Sendable () -> Bool = { false }
-    ) throws(MachineError) -> (devices: [any VirtioDevice], boot: BootSource?) {
+    ) throws(MachineError) -> (devices: [any VirtioDevice], boot: BootSource?, vsockListener: Listener?) {
         try configuration.checkNetworks()
         try configuration.checkBalloon()
         var devices: [any VirtioDevice] = []
@@ -105,6 +105,12 @@ struct VirtioSlot: Sendable {
             devices.append(balloon)
         }
         if let console { devices.append(console) }
+        var vsockListener: Listener?
+        if let vsock = configuration.vsock {
+            let made = try makeVsock(vsock, configuration, log: log)
+            devices.append(made.device)
+            vsockListener = made.listener
+        }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
@@ -115,7 +121,7 @@ struct VirtioSlot: Sendable {
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             devices.append(device)
         }
-        return (devices, boot)
+        return (devices, boot, vsockListener)
     }
 
     /// Makes the virtio console.
@@ -226,7 +232,7 @@ struct VirtioSlot: Sendable {
         } catch { throw .host(purpose: "create the descriptors of net\(index)", error) }
     }
 
-    private static func events(_ log: Logger, _ configuration: Configuration) -> DeviceEvents {
+    static func events(_ log: Logger, _ configuration: Configuration) -> DeviceEvents {
         DeviceEvents(now: configuration.eventClock ?? { TimerFD.now }, isTracing: log.logLevel <= .trace) {
             level, line in
             switch level {

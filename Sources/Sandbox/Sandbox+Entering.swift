@@ -56,9 +56,11 @@ extension Sandbox {
     private static func enterNamespaces(_ needs: Needs) throws(Refusal) -> String {
         // A connection is made again in the network where it was, perhaps by a name in a file.
         let isRemote = needs.contains(.remoteDisk)
-        let status = csandbox_separate(isRemote ? 0 : 1, isRemote ? 0 : 1)
+        // A UNIX socket is found by its name in any network.
+        let keepsFiles = isRemote || needs.contains(.vsock)
+        let status = csandbox_separate(keepsFiles ? 0 : 1, isRemote ? 0 : 1)
         if status != 0 { throw Refusal(part: .namespaces, errno: status) }
-        return isRemote ? "namespaces (ipc, uts, cgroup)" : "namespaces (mount, net, ipc, uts, cgroup)"
+        return "namespaces (\(keepsFiles ? "" : "mount, ")\(isRemote ? "" : "net, ")ipc, uts, cgroup)"
     }
 
     /// Capabilities that the machine needs later: to replace a file in another user's directory, or to remove a

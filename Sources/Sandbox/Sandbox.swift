@@ -37,6 +37,8 @@ public struct Sandbox: Sendable {
         public static let rotatedFile = Needs(CSANDBOX_ROTATED_FILE)
         /// A control group of its own, which is removed at the end.
         public static let controlGroup = Needs(CSANDBOX_CONTROL_GROUP)
+        /// A vsock device: connections are accepted, and made to sockets by name.
+        public static let vsock = Needs(CSANDBOX_VSOCK)
         /// A ``Broker``.
         public static let broker = Needs(CSANDBOX_RESTORED)
     }
@@ -76,6 +78,8 @@ public struct Sandbox: Sendable {
         case vcpu
         /// Serves queues of a virtio device.
         case device
+        /// The same, of a device that accepts and makes connections.
+        case sockets
         /// Serves clients of the management API.
         case api
     }
@@ -143,6 +147,7 @@ public struct Sandbox: Sendable {
         switch thread {
         case .vcpu: confine(CSANDBOX_VCPU)
         case .device: confine(CSANDBOX_DEVICE)
+        case .sockets: confine(csandbox_threads(CSANDBOX_DEVICE.rawValue | CSANDBOX_SOCKETS.rawValue))
         case .api: confine(CSANDBOX_API)
         }
     }

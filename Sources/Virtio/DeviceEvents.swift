@@ -45,6 +45,8 @@ public final class DeviceEvents: Sendable {
         case lostFrames(UInt8)
         /// The driver gave pages to the balloon that are not RAM.
         case refusedPages
+        /// Packets of the driver broke the rules of a protocol above the queues.
+        case badPackets
         /// The driver accepted features that are not possible, and FEATURES_OK is not set.
         case refusedFeatures
         /// The driver has started the device.
@@ -66,6 +68,7 @@ public final class DeviceEvents: Sendable {
             case .link(isUp: true): "link_up"
             case .link(isUp: false): "link_down"
             case .lostFrames: "lost_frames"
+            case .badPackets: "bad_packets"
             case .refusedConnection: "refused_connection"
             case .refusedPages: "refused_pages"
             case .refusedFeatures: "refused_features"
@@ -77,7 +80,8 @@ public final class DeviceEvents: Sendable {
         /// The names of all kinds.
         public static let names = [
             "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up",
-            "link_down", "lost_frames", "refused_connection", "refused_pages", "refused_features", "start", "reset",
+            "link_down", "lost_frames", "bad_packets", "refused_connection", "refused_pages", "refused_features",
+            "start", "reset",
         ]
     }
 

@@ -131,6 +131,7 @@ extension RunCommand {
         if net.isEmpty, image != nil, kernel == nil { machine.networks = [NetworkArgument.usual] }
         machine.entropy = try? rng?.entropy()
         machine.balloon = balloon?.settings
+        machine.vsock = vsock?.vsock
         machine.console = console?.kind ?? (daemon == nil ? .stdio : .none)
         machine.consoleLimits = console?.limits ?? .none
         machine.consoleDevice = console?.device ?? .serial

@@ -66,6 +66,7 @@ extension RunCommand {
         Rule("metadata", reset: { $0.metadata = nil }, store: { $0.metadata = try MetadataArgument(parsing: $1) }),
         Rule("rng", .optionalValue, reset: { $0.rng = nil }, store: { $0.rng = EntropyArgument(argument: $1) }),
         Rule("balloon", reset: { $0.balloon = nil }, store: { $0.balloon = try BalloonArgument(parsing: $1) }),
+        Rule("vsock", reset: { $0.vsock = nil }, store: { $0.vsock = try VsockArgument(parsing: $1) }),
         Rule(
             "console", reset: { $0.console = nil },
             store: { $0.console = try ConsoleArgument(parsing: $1) }),

@@ -246,6 +246,17 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
+            Add a virtio-vsock device: cid=CID,path=PATH, CID being the guest's address, from 3 on. The guest's connection to port P of the host \
+            (CID 2) goes to the UNIX socket PATH_P. A program of the host connects to PATH, which the machine creates, writes CONNECT P and a newline, \
+            and gets OK and its own port when the guest has accepted. A comma in PATH is written twice.
+            """,
+            valueName: "vsock"),
+        completion: VsockArgument.completion, transform: VsockArgument.init(parsing:))
+    var vsock: VsockArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            """
             Where the guest's console goes: stdio, none, pty, unix:PATH[,log=PATH] or file:PATH; log= names a file that gets all output of a socket's \
             console. size=SIZE[,keep=N] limits that file, and keeps N (3 by default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
             device=virtio connects a virtio console (hvc0 in Linux) instead of the serial port. A comma in PATH is written twice. Default: stdio, and none with --daemon.

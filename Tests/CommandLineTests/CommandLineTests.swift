@@ -188,7 +188,7 @@ import Testing
             "--run-as",
             "--ssh-key", "--user",
             "--password-file", "--hostname", "--user-data", "--meta-data", "--network-config",
-            "--gdb", "--trace", "--cgroup",
+            "--gdb", "--trace", "--cgroup", "--vsock",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")

@@ -38,6 +38,10 @@ import Testing
         "ssh-key": ["id.pub", "a=b.pub", ""], "user": ["alice", "_b-1", "Alice", ""],
         "password-file": ["p", "/dev/fd/3", ""], "hostname": ["web1", "web1.example.org", "-x", "a_b", ""],
         "user-data": ["u", "-"], "meta-data": ["m", ""], "network-config": ["n", ""],
+        "vsock": [
+            "cid=3,path=v.sock", "cid=2,path=v", "cid=3", "path=v", "cid=3,path=", "cid=3,path=a,,b", "cid=x,path=v",
+            "",
+        ],
         "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
         "balloon": ["256M", "0", "target=64M,stats=5", "reporting=on,hinting=off", "4G", "12", "stats=x", "what", ""],
         "console": [

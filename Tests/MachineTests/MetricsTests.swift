@@ -28,7 +28,8 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     var groups = [Metric.Scope.machine, .memory, .process].map { MetricsSnapshot.Group(scope: $0, values: values($0)) }
     for cpu in 0..<2 { groups.append(.init(scope: .vcpu, labels: [("vcpu", "\(cpu)")], values: values(.vcpu))) }
     for (device, scopes) in [
-        ("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network]), ("balloon0", [.balloon]), ("con0", [.console]),
+        ("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network]), ("balloon0", [.balloon]),
+        ("vsock0", [.vsock]), ("con0", [.console]),
     ] {
         for scope in [.device] + scopes {
             groups.append(.init(scope: scope, labels: [("device", device)], values: values(scope)))
@@ -83,7 +84,7 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         var found = 0, internalNames = ["hostDrops", "hostSendDrops"]
         for file in [
             "Virtio/DeviceSignals", "Devices/Network/NetworkCounters", "Devices/Block/BlockDevice",
-            "Devices/Console/ConsoleDevice",
+            "Devices/Console/ConsoleDevice", "Devices/Vsock/VsockCounters",
         ] {
             for match in try text(file + ".swift").matches(of: /public let (\w+) = (DeviceCounters\.)?Counter\(\)/) {
                 #expect(shown.contains(".\(match.1).value"), "\(file): \(match.1)")
@@ -91,7 +92,7 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
                 found += 1
             }
         }
-        #expect(found == 30, "\(found)")
+        #expect(found == 40, "\(found)")
         // The documentation calls each by its name in the metrics.
         for document in ["networking", "disks", "console", "pci", "debugging", "performance", "metrics"] {
             let words = Set(try text("../docs/\(document).md").split { !$0.isLetter && !$0.isNumber && $0 != "_" })

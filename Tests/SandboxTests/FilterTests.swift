@@ -49,12 +49,13 @@ import Testing
     }
 
     private static let needs: [Sandbox.Needs] = [
-        [], .terminal, .laterTerminal, .remoteDisk, .remoteTLS, .metricsFile, .broker, .rotatedFile, .controlGroup,
+        [], .terminal, .laterTerminal, .vsock, .remoteDisk, .remoteTLS, .metricsFile, .broker, .rotatedFile,
+        .controlGroup,
         [.terminal, .remoteDisk, .remoteTLS, .metricsFile, .broker, .rotatedFile, .controlGroup],
     ]
     private static let threads = [
         CSANDBOX_VCPU.rawValue, CSANDBOX_DEVICE.rawValue, CSANDBOX_OTHER.rawValue, everyThread,
-        CSANDBOX_BROKER.rawValue, CSANDBOX_API.rawValue,
+        CSANDBOX_DEVICE.rawValue | CSANDBOX_SOCKETS.rawValue, CSANDBOX_BROKER.rawValue, CSANDBOX_API.rawValue,
     ]
 
     @Test(arguments: needs, threads) func `A filter decides as the first rule whose condition holds`(
@@ -165,7 +166,10 @@ import Testing
         for rule in rules {
             #expect(csandbox_call_name(Int(rule.call)).map { String(cString: $0) } == String(cString: rule.name))
             #expect(String(cString: rule.reason).count > 5)
-            #expect(rule.threads != 0 && UInt32(rule.threads) & ~(everyThread | CSANDBOX_BROKER.rawValue) == 0)
+            #expect(
+                rule.threads != 0
+                    && UInt32(rule.threads) & ~(everyThread | CSANDBOX_SOCKETS.rawValue | CSANDBOX_BROKER.rawValue) == 0
+            )
         }
         #expect(csandbox_call_name(9999) == nil)
     }

@@ -28,8 +28,10 @@ enum csandbox_threads {
     CSANDBOX_OTHER = 4,
     /// No thread of the process: another process, which reverts the changes on the host at the machine's end.
     CSANDBOX_BROKER = 8,
+    /// A device's, in addition, that accepts and makes connections.
+    CSANDBOX_SOCKETS = 16,
     /// The server of the management API.
-    CSANDBOX_API = 16,
+    CSANDBOX_API = 32,
 };
 
 /// What a machine has that needs system calls of its own while it runs.
@@ -51,6 +53,8 @@ enum csandbox_need {
     CSANDBOX_CONTROL_GROUP,
     /// A process that reverts the changes on the host.
     CSANDBOX_RESTORED,
+    /// A vsock device, whose ports are sockets of the host.
+    CSANDBOX_VSOCK,
 };
 
 /// A machine, as the list needs to know it.

@@ -153,6 +153,9 @@ extension Machine {
         if let balloon = device as? BalloonDevice {
             groups.append(.init(scope: .balloon, labels: labels, values: metrics(of: balloon.statistics)))
         }
+        if let vsock = device as? VsockDevice {
+            groups.append(.init(scope: .vsock, labels: labels, values: metrics(of: vsock.counters)))
+        }
         return groups
     }
 
@@ -177,6 +180,20 @@ extension Machine {
                 ("huge_page_allocations", guest.hugePageAllocations), ("huge_page_failures", guest.hugePageFailures),
                 ("oom_kills", guest.oomKills), ("allocation_stalls", guest.allocationStalls),
             ]),
+        ]
+    }
+
+    private static func metrics(of counters: VsockCounters) -> [String: MetricsSnapshot.Value] {
+        [
+            "connections": .whole(counters.connections),
+            "opened": .byLabel([
+                ("guest", counters.guestConnections.value), ("host", counters.hostConnections.value),
+            ]),
+            "refused": .byLabel([("guest", counters.guestRefusals.value), ("host", counters.hostRefusals.value)]),
+            "received_bytes": .whole(counters.receivedBytes.value), "sent_bytes": .whole(counters.sentBytes.value),
+            "bad_packets": .whole(counters.badPackets.value),
+            "credit_violations": .whole(counters.creditViolations.value),
+            "bad_receive_buffers": .whole(counters.badReceiveBuffers.value),
         ]
     }
 

@@ -12,7 +12,7 @@ struct Metric: Sendable {
         case block
         /// One object for each file of a disk that has metadata.
         case image
-        case nbd, network, balloon, console
+        case nbd, network, balloon, console, vsock
 
         /// The path of its object in the JSON.
         var path: String {
@@ -21,7 +21,7 @@ struct Metric: Sendable {
             case .vcpu: "vcpus[]"
             case .device: "devices[]"
             case .image: "devices[].images[]"
-            case .block, .nbd, .network, .balloon, .console: "devices[].\(rawValue)"
+            case .block, .nbd, .network, .balloon, .console, .vsock: "devices[].\(rawValue)"
             }
         }
     }
@@ -45,7 +45,7 @@ struct Metric: Sendable {
 
     static let all: [Metric] =
         machine + memory + process + vcpu + device + block + image + nbd + network + balloon
-        + console
+        + vsock + console
 
     private static let machine = [
         Metric(scope: .machine, field: "uptime_seconds", kind: .gauge, help: "Time since the machine was started."),
@@ -237,5 +237,25 @@ struct Metric: Sendable {
         Metric(
             scope: .balloon, field: "guest_events", kind: .counter,
             help: "Events of memory as the guest's statistics have them, by kind.", label: "kind"),
+    ]
+    private static let vsock = [
+        Metric(scope: .vsock, field: "connections", kind: .gauge, help: "Connections of now."),
+        Metric(
+            scope: .vsock, field: "opened", kind: .counter,
+            help: "Connections that were opened, by the side that has asked for them.", label: "side"),
+        Metric(
+            scope: .vsock, field: "refused", kind: .counter,
+            help: "Requests for a connection that were refused, by the side that has asked.", label: "side"),
+        Metric(scope: .vsock, field: "received_bytes", kind: .counter, help: "Bytes of data delivered to the guest."),
+        Metric(scope: .vsock, field: "sent_bytes", kind: .counter, help: "Bytes of data that the guest has sent."),
+        Metric(
+            scope: .vsock, field: "bad_packets", kind: .counter,
+            help: "Packets of the guest that are malformed, or break a rule of their connection."),
+        Metric(
+            scope: .vsock, field: "credit_violations", kind: .counter,
+            help: "Connections that were reset because the guest did not respect its credit."),
+        Metric(
+            scope: .vsock, field: "bad_receive_buffers", kind: .counter,
+            help: "Receive buffers of the driver that are read-only, or too short for a packet."),
     ]
 }

@@ -53,7 +53,7 @@ struct MetricsSnapshot: Sendable {
                 groups(scope).filter { $0.labels.first?.value == device.labels.first?.value }
             }
             var members = labels(device.labels) + fields(device)
-            for scope in [Metric.Scope.block, .nbd, .network, .balloon, .console] {
+            for scope in [Metric.Scope.block, .nbd, .network, .balloon, .console, .vsock] {
                 for group in parts(scope) { members.append((scope.rawValue, .object(fields(group)))) }
             }
             let images = parts(.image)

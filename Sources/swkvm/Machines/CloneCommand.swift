@@ -128,7 +128,7 @@ struct CloneCommand: MachineVerb {
                 found += OptionList(value).items.filter { $0.key == "tap" }.map {
                     "the TAP \(($0.value ?? "").printable)"
                 }
-            case "console", "gdb", "metrics", "cgroup":
+            case "console", "gdb", "metrics", "cgroup", "vsock":
                 if value.utf8.contains(UInt8(ascii: "/")) { found.append("--\(option.name) \(value.printable)") }
             default: break
             }

@@ -40,6 +40,11 @@ enum DefinitionPaths {
         case "kernel" where value != RunCommand.bundled: return Definition.Option(option.name, absolute(value))
         case let name where paths.contains(name): return Definition.Option(name, absolute(value))
         case "disk": return Definition.Option(option.name, absolute(list: value) { absolute(disk: $0) })
+        case "vsock":
+            let items = OptionList(value).items.map { key, value in
+                key == "path" ? "path=" + absolute(value ?? "").commaDoubled : absolute(key, value)
+            }
+            return Definition.Option(option.name, items.joined(separator: ","))
         case "cgroup", "firmware", "metadata":
             return Definition.Option(option.name, absolute(list: value) { absolute($0) })
         case "console", "gdb", "net":
