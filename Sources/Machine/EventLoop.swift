@@ -275,7 +275,8 @@ struct EventLoop: ~Copyable {
             report(
                 "asked the guest to power off; a second signal ends the machine"
                     + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
-            if control.isPaused {
+            // A disk that has stopped is about to pause it.
+            if control.isPaused || machine.board.hasStoppedDisk {
                 report("the machine is paused: the guest can power off only after it has been resumed")
             }
             if machine.isStoppedByDebugger {

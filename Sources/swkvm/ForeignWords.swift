@@ -213,10 +213,10 @@ enum ForeignWords {
         ),
         ("overcommit", .use("--prealloc", note: "--cgroup PATH,memory=SIZE limits the memory of the process")),
         ("metrics-path", .use("--metrics PATH")),
+        ("api-socket", .use("--api-sock PATH", note: "requests are Firecracker's")),
         (
-            "api-sock api-socket no-api config-file boot-timer module start-time-us "
-                + "start-time-cpu-us",
-            .unavailable("a machine is configured on the command line only")
+            "no-api boot-timer module start-time-us start-time-cpu-us",
+            .unavailable("there is an API only with --api-sock PATH")
         ),
         (
             "connect autostart transient description wait print-xml dry-run check",

@@ -34,7 +34,7 @@ import Testing
         "--vnc :1", "-vnc :1", "--bios OVMF.fd",
         "-cpu host", "-enable-kvm", "-accel kvm", "--graphics none", "--os-variant debian12", "-daemonize",
         "-monitor stdio", "-device virtio-net", "--location URL",
-        "--api-sock /tmp/s", "--config-file vm.json", "-s", "-S", "--extra-args console=ttyS0", "-display none",
+        "--api-socket path=/tmp/s", "--no-api", "-s", "-S", "--extra-args console=ttyS0", "-display none",
         "-snapshot", "--import", "--noautoconsole",
         "-no-reboot", "--noreboot", "-no-shutdown", "-action reboot=shutdown",
         "--events on_reboot=destroy", "-version", "-V", "-icount 1",

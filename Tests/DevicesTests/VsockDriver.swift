@@ -82,13 +82,18 @@ final class HostSocket {
     func write(_ bytes: [UInt8]) throws {
         var rest = bytes[...]
         while !rest.isEmpty {
-            let count = rest.withUnsafeBytes { send(number, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            let count = rest.withUnsafeBytes { Glibc.send(number, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
             try #require(count > 0)
             rest = rest.dropFirst(count)
         }
     }
 
     func write(_ text: String) throws { try write(Array(text.utf8)) }
+
+    /// Sends what a peer that may have closed takes.
+    func send(_ text: String) {
+        _ = Array(text.utf8).withUnsafeBytes { Glibc.send(number, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+    }
 
     /// As many bytes as given; fewer at the end.
     func read(_ count: Int) -> [UInt8] {

@@ -278,7 +278,7 @@ import Testing
             end.withLock { sockets in
                 if sockets.count < 8, random.chance(20), let socket = try? HostSocket.connected(path) {
                     sockets.append(dup(socket.number))
-                    try? socket.write("CONNECT \(random.below(8))\n")
+                    socket.send("CONNECT \(random.below(8))\n")
                 }
                 let accepted = random.chance(20) ? clinux_accept_nonblocking(number) : -1
                 if accepted >= 0 { sockets.append(accepted) }

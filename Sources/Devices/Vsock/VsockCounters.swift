@@ -11,7 +11,7 @@ public final class VsockCounters: Sendable {
     public let guestConnections = DeviceCounters.Counter()
     public let hostConnections = DeviceCounters.Counter()
     /// Connections that were opened and have ended; a guest's reset ends all.
-    public let endedConnections = DeviceCounters.Counter()
+    let endedConnections = DeviceCounters.Counter()
     /// Requests of the guest that the host has refused: nobody listens on the port's socket, for example.
     public let guestRefusals = DeviceCounters.Counter()
     /// Clients of the host that were refused: by the guest, or for what they have sent.
