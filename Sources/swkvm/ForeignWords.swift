@@ -151,9 +151,9 @@ enum ForeignWords {
         ),
         ("virtfs fsdev filesystem fs", .unavailable("host directories cannot be shared yet")),
         (
-            "usb usbdevice tpm tpmdev watchdog vsock sound soundhw audio audiodev input hostdev host-device smartcard redirdev panic "
+            "usb usbdevice tpm tpmdev watchdog sound soundhw audio audiodev input hostdev host-device smartcard redirdev panic "
                 + "controller channel iommu parallel pmem video",
-            .unavailable("a machine has disks, network interfaces, an entropy device, a balloon and a serial port")
+            .unavailable("a machine has disks, network interfaces, an entropy device, a balloon, sockets and a console")
         ),
         // Console
         ("nographic nographics", .notNeeded("the terminal is the guest's serial port")),

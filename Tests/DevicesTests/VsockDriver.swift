@@ -73,6 +73,13 @@ final class HostSocket {
         return socket
     }
 
+    /// Connects without waiting, also afterwards; nil where that is refused, or too many connections wait already.
+    static func connectedNow(_ path: String) -> HostSocket? {
+        let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+        let socket = HostSocket(Glibc.socket(AF_UNIX, kind, 0))
+        return withAddress(path) { connect(socket.number, $0, $1) } == 0 ? socket : nil
+    }
+
     func accept() throws -> HostSocket {
         let client = Glibc.accept(number, nil, nil)
         try #require(client >= 0)
@@ -299,9 +306,10 @@ final class VsockDriver: QueueDriver {
     /// Connects the guest's port to a listener of the host's.
     func connect(_ port: UInt32, to hostPort: UInt32, _ listener: HostSocket) throws -> HostSocket {
         try send(.request, port: port, to: hostPort)
-        let answer = try next()
-        try #require(answer.operation == .response)
-        try #require(answer.header.sourcePort == hostPort && answer.header.destinationPort == port)
+        var answer = try next()
+        // Others are about connections that programs of the host have requested.
+        while answer.header.destinationPort != port { answer = try next() }
+        try #require(answer.operation == .response && answer.header.sourcePort == hostPort)
         return try listener.accept()
     }
 

@@ -251,7 +251,8 @@ import Testing
 
     @Test(arguments: [FeatureSet.transport, [.transport, .packedRing]])
     func aGuestThatRewritesPacketsUnderItsEyes(_ features: FeatureSet) throws {
-        let driver = try VsockDriver(features)
+        // The good driver does not name the events that it waits for.
+        let driver = try VsockDriver(features.subtracting(.eventIndex))
         let listener = try driver.listen(7), number = listener.number
         _ = clinux_fcntl_value(number, F_SETFL, Int(O_NONBLOCK))
         let path = driver.directory.vsock
@@ -276,7 +277,7 @@ import Testing
         try guest.attack(rounds: 40, served: { [counters.badPackets.value] }) { random in
             // The host's side: peers that come, send, read or leave.
             end.withLock { sockets in
-                if sockets.count < 8, random.chance(20), let socket = try? HostSocket.connected(path) {
+                if sockets.count < 8, random.chance(20), let socket = HostSocket.connectedNow(path) {
                     sockets.append(dup(socket.number))
                     socket.send("CONNECT \(random.below(8))\n")
                 }
