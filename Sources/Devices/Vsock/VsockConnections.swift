@@ -10,7 +10,7 @@ internal import Virtio
 /// Its size is fixed. Memory for what a socket does not take is there for every connection, and touched as it is
 /// needed. Nothing here allocates or waits.
 struct VsockConnections: ~Copyable {
-    /// The guest is told of room in a buffer by a packet of its own when it does not know of this many bytes.
+    /// A credit update is sent on its own once the guest does not know of this many bytes of room.
     static let updateStep: UInt32 = 64 << 10
     /// The ports of clients of the host count up from here.
     static let firstHostPort: UInt32 = 1 << 30
